@@ -1,0 +1,31 @@
+//! Messages to tokens and back.
+//!
+//! Owns: the tokenizer and its control tokens, the chat template, the tool-call format, the
+//! structural state of a message, and the training of the small model's tokenizer.
+//! Does not know: which tools exist, how a token is sampled, torch, or the network.
+//! Invariants: text from users and tools never becomes a control tag; a conversation rendered turn
+//! by turn has the same token ids as one rendered at once; no token sequence makes a parser panic.
+
+#![forbid(unsafe_code)]
+
+mod control;
+mod format;
+mod grammar;
+mod json;
+mod layout;
+mod render;
+mod structure;
+mod template;
+#[cfg(test)]
+mod testing;
+mod tokenizer;
+mod train;
+
+pub use control::ControlTokens;
+pub use format::{AssistantMessage, ParsedCall, parse_message, render_call};
+pub use grammar::MessageGrammar;
+pub use json::python_json;
+pub use render::{Renderer, Segment};
+pub use template::{CHAT_TEMPLATE, tokenizer_config_json};
+pub use tokenizer::{Tokenizer, TokenizerError};
+pub use train::train_tokenizer;

@@ -1,0 +1,124 @@
+//! A small tokenizer and an example conversation for the tests of this crate.
+
+use std::sync::OnceLock;
+
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+use crate::{Renderer, Tokenizer, train_tokenizer};
+
+/// What the user of the example asks.
+pub(crate) const QUESTION: &str = "Can anna pay a lamp?";
+
+/// The example in the chat template.
+pub(crate) const CONVERSATION: &str = r#"<|im_start|>system
+<tools>
+{"name": "product", "parameters": {"name": "string"}}
+{"name": "customer", "parameters": {"name": "string"}}
+</tools><|im_end|>
+<|im_start|>user
+Can anna pay a lamp?<|im_end|>
+<|im_start|>assistant
+<tool_call>
+{"name": "product", "arguments": {"name": "lamp"}}
+</tool_call>
+<tool_call>
+{"name": "customer", "arguments": {"name": "anna"}}
+</tool_call><|im_end|>
+<|im_start|>user
+<tool_response>
+{"price": 14, "stock": 7}
+</tool_response>
+<tool_response>
+{"balance": 230}
+</tool_response><|im_end|>
+<|im_start|>assistant
+Anna can pay 14.<|im_end|>
+"#;
+
+pub(crate) fn tools() -> Vec<Value> {
+    ["product", "customer"]
+        .map(|name| json!({"name": name, "parameters": {"name": "string"}}))
+        .to_vec()
+}
+
+pub(crate) fn corpus() -> impl Iterator<Item = String> {
+    let products = ["lamp", "chair", "table"];
+    products.into_iter().map(|product| CONVERSATION.replace("lamp", product))
+}
+
+/// Trained once and shared by all tests.
+pub(crate) fn tokenizer() -> &'static Tokenizer {
+    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
+    TOKENIZER.get_or_init(|| train_tokenizer(corpus(), 400).unwrap())
+}
+
+/// `CONVERSATION`, rendered turn by turn.
+pub(crate) struct Conversation {
+    pub(crate) token_ids: Vec<u32>,
+    pub(crate) loss_mask: Vec<u8>,
+}
+
+impl Conversation {
+    pub(crate) fn example() -> Self {
+        let renderer = Renderer::new(tokenizer().clone());
+        let mut example = Self { token_ids: Vec::new(), loss_mask: Vec::new() };
+        for segment in renderer.opening(&tools(), QUESTION).unwrap() {
+            example.push(&segment.token_ids, &segment.loss_mask);
+        }
+        let (lamp, anna) = (object(json!({"name": "lamp"})), object(json!({"name": "anna"})));
+        let calls = [("product", &lamp), ("customer", &anna)];
+        example.push_assistant(&renderer, &renderer.assistant_message("", &calls).unwrap());
+        let results = ["{\"price\": 14, \"stock\": 7}", "{\"balance\": 230}"].map(str::to_owned);
+        let segment = renderer.tool_results(&results).unwrap();
+        example.push(&segment.token_ids, &segment.loss_mask);
+        let answer = renderer.assistant_message("Anna can pay 14.", &[]).unwrap();
+        example.push_assistant(&renderer, &answer);
+        example
+    }
+
+    fn push_assistant(&mut self, renderer: &Renderer, message: &[u32]) {
+        self.push(renderer.assistant_header(), &vec![0; renderer.assistant_header().len()]);
+        self.push(message, &vec![1; message.len()]);
+        self.push(renderer.assistant_trailer(), &vec![0; renderer.assistant_trailer().len()]);
+    }
+
+    fn push(&mut self, token_ids: &[u32], loss_mask: &[u8]) {
+        self.token_ids.extend(token_ids);
+        self.loss_mask.extend(loss_mask);
+    }
+}
+
+pub(crate) fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(object) => object,
+        other => panic!("{other} is no object"),
+    }
+}
+
+/// Ids in and beyond the vocabulary, control tokens far more often than by chance.
+pub(crate) fn any_ids() -> impl Strategy<Value = Vec<u32>> {
+    let size = u32::try_from(tokenizer().vocab_size()).unwrap();
+    let control = prop::sample::select(tokenizer().control().all().to_vec());
+    prop::collection::vec(prop_oneof![control, 0..size, any::<u32>()], 0..64)
+}
+
+/// Arguments of a call. Without floats: serde_json reads their last digit approximately.
+pub(crate) fn any_arguments() -> impl Strategy<Value = Map<String, Value>> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+        prop::sample::select(crate::ControlTokens::NAMES.to_vec()).prop_map(Value::from),
+    ];
+    let value = leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((any::<String>(), inner), 0..4)
+                .prop_map(|entries| Value::Object(entries.into_iter().collect())),
+        ]
+    });
+    prop::collection::vec((any::<String>(), value), 0..4)
+        .prop_map(|entries| entries.into_iter().collect())
+}

@@ -1,0 +1,101 @@
+//! What the engine wants done. Imperative: the driver runs commands in order and decides nothing.
+
+use std::sync::Arc;
+
+use ballast_proto::{
+    ActorId, Generation,
+    v1::{Trajectory, coordinator_message::Message},
+};
+
+use super::{
+    batches::Batch,
+    event::{CallId, SessionId, StreamId},
+};
+use crate::{metrics::MetricsLine, result::RunResult};
+
+/// Why the coordinator ends an actor's session.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionEnd {
+    /// The actor is an older incarnation than one already seen.
+    #[error("actor {actor} is {offered}, but {known} of it has been seen; this one was replaced")]
+    OldGeneration {
+        /// Its name.
+        actor: ActorId,
+        /// The generation it offered.
+        offered: Generation,
+        /// The newest seen.
+        known: Generation,
+    },
+    /// A new session of the same actor took this one's place.
+    #[error("actor {0} opened a newer session")]
+    Replaced(ActorId),
+    /// No message came for the time of the lease.
+    #[error("actor {0} sent no heartbeat within its lease; reconnect with a newer generation")]
+    LeaseExpired(ActorId),
+}
+
+/// A side effect.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Send a message to an actor.
+    Send {
+        /// Its stream.
+        session: SessionId,
+        /// The message.
+        message: Message,
+    },
+    /// End an actor's stream.
+    CloseSession {
+        /// Its stream.
+        session: SessionId,
+        /// What to tell it.
+        end: SessionEnd,
+    },
+    /// Accept a learner: its stream may begin.
+    AcceptLearner {
+        /// Its stream.
+        stream: StreamId,
+    },
+    /// Refuse a learner.
+    RefuseLearner {
+        /// Its stream.
+        stream: StreamId,
+        /// Why, and the remedy.
+        reason: String,
+    },
+    /// Send a batch to the learner.
+    ServeBatch {
+        /// Its stream.
+        stream: StreamId,
+        /// The batch.
+        batch: Arc<Batch>,
+    },
+    /// Answer a `CompleteStep` call.
+    AnswerStep {
+        /// The call.
+        call: CallId,
+        /// Accepted, or why not.
+        answer: Result<(), String>,
+    },
+    /// Make a trajectory durable, then report `TrajectoryDurable`.
+    AppendTrajectory(Arc<Trajectory>),
+    /// Make a batch record durable, then report `BatchDurable`.
+    AppendBatch {
+        /// Its index in the sequence of batches.
+        index: u64,
+        /// The batch.
+        batch: Arc<Batch>,
+    },
+    /// Append a note to the journal: JSON text about a decision. Nothing waits for it.
+    AppendNote(String),
+    /// Append a line to `metrics.jsonl`.
+    WriteMetrics(MetricsLine),
+    /// Write `result.json`.
+    WriteResult(Box<RunResult>),
+    /// Log a state change.
+    Inform(String),
+    /// Log something unexpected that was handled.
+    Warn(String),
+    /// The run is over: leave the loop.
+    Exit,
+}

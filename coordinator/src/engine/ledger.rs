@@ -1,0 +1,92 @@
+//! Ledger of policy versions: which weights (by manifest hash) each version is bound to.
+//!
+//! Invariant: a trajectory is used only if every version that sampled a token of it is in here with
+//! the hash the actor names (V1 seen from the training side).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ballast_proto::{ManifestHash, PolicyVersion, v1::Trajectory};
+
+/// What the ledger knows about the weights a trajectory was sampled under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Provenance {
+    /// All of them are published versions.
+    Known,
+    /// One of them belongs to a step whose completion has not arrived yet: actors can adopt a
+    /// version before the learner's report of it reaches the coordinator.
+    Early,
+    /// One of them was never published here.
+    Unknown,
+}
+
+/// Version to hashes. More than one hash for a version means a step was trained again after a crash
+/// and came out differently; both sets of weights were published, so both stay known.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    hashes: BTreeMap<PolicyVersion, BTreeSet<ManifestHash>>,
+}
+
+impl Ledger {
+    /// Binds a version to a hash. Returns whether the version was already bound to another one.
+    pub(super) fn record(&mut self, version: PolicyVersion, hash: ManifestHash) -> bool {
+        let hashes = self.hashes.entry(version).or_default();
+        hashes.insert(hash);
+        hashes.len() > 1
+    }
+
+    /// Judges a trajectory. `unconfirmed` holds the steps served to the learner whose completion has
+    /// not arrived: after `unconfirmed.0`, up to `unconfirmed.1`.
+    pub(super) fn provenance(&self, trajectory: &Trajectory, unconfirmed: (u64, u64)) -> Provenance {
+        let mut provenance = Provenance::Known;
+        for sampled in &trajectory.sampled_versions {
+            let version = PolicyVersion(sampled.policy_version);
+            let known = ManifestHash::from_wire(&sampled.manifest_hash).is_some_and(|hash| {
+                self.hashes.get(&version).is_some_and(|hashes| hashes.contains(&hash))
+            });
+            if known {
+                continue;
+            }
+            if version.0 <= unconfirmed.0 || version.0 > unconfirmed.1 {
+                return Provenance::Unknown;
+            }
+            provenance = Provenance::Early;
+        }
+        provenance
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ballast_proto::v1::SampledVersion;
+
+    fn sampled(version: u64, byte: u8) -> Trajectory {
+        let entry = SampledVersion { policy_version: version, manifest_hash: vec![byte; 32] };
+        Trajectory { sampled_versions: vec![entry], ..Default::default() }
+    }
+
+    #[test]
+    fn a_version_is_known_with_its_hash_only() {
+        let mut ledger = Ledger::default();
+        assert!(!ledger.record(PolicyVersion(3), ManifestHash([3; 32])));
+        assert_eq!(ledger.provenance(&sampled(3, 3), (3, 3)), Provenance::Known);
+        assert_eq!(ledger.provenance(&sampled(3, 4), (3, 3)), Provenance::Unknown);
+        assert_eq!(ledger.provenance(&sampled(4, 4), (3, 3)), Provenance::Unknown);
+    }
+
+    #[test]
+    fn a_served_step_may_be_sampled_before_it_is_reported() {
+        let ledger = Ledger::default();
+        assert_eq!(ledger.provenance(&sampled(4, 4), (3, 5)), Provenance::Early);
+        assert_eq!(ledger.provenance(&sampled(6, 4), (3, 5)), Provenance::Unknown);
+    }
+
+    #[test]
+    fn a_step_that_came_out_differently_is_reported_and_both_stay_known() {
+        let mut ledger = Ledger::default();
+        ledger.record(PolicyVersion(3), ManifestHash([3; 32]));
+        assert!(ledger.record(PolicyVersion(3), ManifestHash([4; 32])));
+        assert_eq!(ledger.provenance(&sampled(3, 3), (3, 3)), Provenance::Known);
+        assert_eq!(ledger.provenance(&sampled(3, 4), (3, 3)), Provenance::Known);
+    }
+}

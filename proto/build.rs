@@ -1,0 +1,22 @@
+//! Generates the wire types from `ballast/v1/*.proto` with `protox`, so no `protoc` is needed, and
+//! keeps the descriptor set that gRPC reflection serves.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message as _;
+
+const FILES: [&str; 5] = ["trajectory", "rollout", "training", "weights", "admin"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=ballast");
+    let files: Vec<String> = FILES.iter().map(|name| format!("ballast/v1/{name}.proto")).collect();
+    let descriptors = protox::compile(&files, ["."])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("ballast.v1.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        // BTreeMap: maps encode in key order, so the same message is always the same bytes.
+        .btree_map(".")
+        .bytes(".ballast.v1.FetchResponse")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

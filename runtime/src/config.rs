@@ -1,0 +1,327 @@
+//! The run's configuration: one TOML file that every role reads, each its own part.
+//!
+//! Every field has a default that trains the built-in world on a laptop, so a config file holds only
+//! what differs. Loading, overrides and the check of all faults at once are in [`crate::config_file`].
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A whole run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Identity of the run and where it keeps its files.
+    pub run: Run,
+    /// The network to start from.
+    pub model: Model,
+    /// Which tasks are demonstrated, explored and evaluated.
+    pub tasks: Tasks,
+    /// How optimizer steps are divided between RL and SFT.
+    pub schedule: Schedule,
+    /// Reinforcement learning: groups, sampling, loss.
+    pub rl: Rl,
+    /// Supervised fine-tuning on demonstrations.
+    pub sft: Sft,
+    /// Optimizer settings that RL and SFT share.
+    pub optimizer: Optimizer,
+    /// Held-out evaluation.
+    pub evaluation: Evaluation,
+    /// Bounds of an episode.
+    pub episode: Episode,
+    /// Control-plane process.
+    pub coordinator: Coordinator,
+    /// Training process.
+    pub learner: Learner,
+    /// Rollout processes.
+    pub actor: Actor,
+}
+
+/// Identity of the run and where it keeps its files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Run {
+    /// Name; the run directory is `<directory>/<name>`.
+    pub name: String,
+    /// Seed of everything random in the run: tasks, sampling, batch order.
+    pub seed: u64,
+    /// Parent of all run directories, relative to the working directory.
+    pub directory: PathBuf,
+}
+
+/// The network to start from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// Hugging Face checkpoint directory: config.json, tokenizer.json, model.safetensors.
+    pub checkpoint: PathBuf,
+}
+
+/// Which tasks are demonstrated, explored and evaluated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tasks {
+    /// World the tasks come from.
+    pub world: String,
+    /// Number of expert trajectories the actors record before training starts.
+    pub demonstrations: u32,
+    /// Number of calls of a demonstrated task; tasks cycle through these.
+    pub demonstration_calls: Vec<u32>,
+    /// Number of calls of an explored or evaluated task, drawn uniformly; repeat one to weigh it.
+    pub calls: Vec<u32>,
+}
+
+/// Kind of schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleKind {
+    /// A cold start of SFT, then RL alone.
+    SftThenRl,
+    /// A cold start of SFT, then cycles of `rl_steps` RL and `sft_steps` SFT steps.
+    Interleave,
+    /// SFT alone for `steps` steps (the control arm; also plain fine-tuning).
+    SftOnly,
+}
+
+/// How optimizer steps are divided between RL and SFT.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Schedule {
+    /// Kind of schedule.
+    pub kind: ScheduleKind,
+    /// Optimizer steps after the cold start, RL and SFT together.
+    pub steps: u64,
+    /// Interleave: RL steps in a cycle.
+    pub rl_steps: u64,
+    /// Interleave: SFT steps in a cycle.
+    pub sft_steps: u64,
+    /// Upper bound of the cold start, in SFT steps; 0 skips it.
+    pub cold_start_steps_max: u64,
+    /// The cold start ends when a check (on the validation split) reaches this success rate.
+    /// Evaluation ends it, not a step count: copying appears suddenly.
+    pub cold_start_success: f64,
+    /// SFT steps between two checks of the cold start.
+    pub cold_start_check_every: u64,
+}
+
+/// Reinforcement learning: groups, sampling, loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rl {
+    /// Sibling episodes of one task (G).
+    pub group_size: u32,
+    /// Groups in one RL batch.
+    pub groups_per_batch: u32,
+    /// Versions the learner may be ahead of the oldest token it trains on (S1).
+    pub staleness_max: u64,
+    /// Softmax temperature of exploration.
+    pub temperature: f32,
+    /// Learning rate of an RL step.
+    pub learning_rate: f64,
+    /// Lower clip of the importance ratio: ratios below 1 - clip_low are cut (PPO; Schulman 2017).
+    pub clip_low: f64,
+    /// Upper clip of the importance ratio: ratios above 1 + clip_high are cut.
+    pub clip_high: f64,
+    /// Divide the advantage by the group's standard deviation (GRPO); false: mean only (Dr.GRPO).
+    pub advantage_std: bool,
+}
+
+/// Supervised fine-tuning on demonstrations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sft {
+    /// Demonstrations in one SFT batch.
+    pub batch: u32,
+    /// Learning rate of an SFT step during the cold start.
+    pub cold_start_learning_rate: f64,
+    /// Learning rate of an SFT step after the cold start.
+    pub learning_rate: f64,
+}
+
+/// Optimizer settings that RL and SFT share: AdamW (Loshchilov and Hutter 2019).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Optimizer {
+    /// First-moment decay.
+    pub beta1: f64,
+    /// Second-moment decay.
+    pub beta2: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global L2 norm.
+    pub gradient_norm_max: f64,
+}
+
+/// Held-out evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Evaluation {
+    /// Tasks of the test split, after the cold start and at the end.
+    pub tasks: u32,
+    /// Tasks of the validation split in one check of the cold start.
+    pub check_tasks: u32,
+    /// Softmax temperature of evaluation; 0 is greedy.
+    pub temperature: f32,
+}
+
+/// Bounds of an episode.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Episode {
+    /// Assistant messages per episode.
+    pub turns_max: u32,
+    /// Tokens of one assistant message.
+    pub message_tokens_max: u32,
+    /// Tokens of the whole trajectory.
+    pub trajectory_tokens_max: u32,
+    /// Wall-clock budget of an episode, seconds.
+    pub seconds_max: f64,
+}
+
+/// Control-plane process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Coordinator {
+    /// Address to listen on; port 0 takes a free one and writes it to `<run>/coordinator.address`.
+    pub listen: String,
+    /// Seconds without a heartbeat after which an actor counts as lost.
+    pub actor_lease_s: f64,
+}
+
+/// Training process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Learner {
+    /// Address the Weights service listens on; port 0 takes a free one.
+    pub listen: String,
+    /// Address actors reach it under; empty: the listening address.
+    pub advertise: String,
+    /// "cpu" or "cuda".
+    pub device: String,
+    /// Threads libtorch uses.
+    pub threads: u32,
+    /// Optimizer steps between two checkpoints.
+    pub checkpoint_every: u64,
+    /// Tokens, padding included, in one forward and backward pass.
+    pub micro_batch_tokens: u32,
+}
+
+/// Rollout processes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Actor {
+    /// Actor processes that `ballast up` starts.
+    pub count: u32,
+    /// Episodes one actor runs at once.
+    pub slots: u32,
+    /// "cpu" or "cuda".
+    pub device: String,
+    /// Threads libtorch uses in each actor.
+    pub threads: u32,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self { name: "run".into(), seed: 0, directory: "runs".into() }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { checkpoint: "examples/market/base".into() }
+    }
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self {
+            world: "market".into(),
+            demonstrations: 128,
+            demonstration_calls: vec![2, 3],
+            calls: vec![2, 3, 4, 5],
+        }
+    }
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self {
+            kind: ScheduleKind::Interleave,
+            steps: 120,
+            rl_steps: 4,
+            sft_steps: 1,
+            cold_start_steps_max: 200,
+            cold_start_success: 0.4,
+            cold_start_check_every: 10,
+        }
+    }
+}
+
+impl Default for Rl {
+    fn default() -> Self {
+        Self {
+            group_size: 8,
+            groups_per_batch: 8,
+            staleness_max: 2,
+            temperature: 1.0,
+            learning_rate: 3e-4,
+            clip_low: 0.2,
+            clip_high: 0.28,
+            advantage_std: true,
+        }
+    }
+}
+
+impl Default for Sft {
+    fn default() -> Self {
+        Self { batch: 32, cold_start_learning_rate: 1e-3, learning_rate: 1e-4 }
+    }
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.95, weight_decay: 0.0, gradient_norm_max: 1.0 }
+    }
+}
+
+impl Default for Evaluation {
+    fn default() -> Self {
+        Self { tasks: 400, check_tasks: 128, temperature: 0.0 }
+    }
+}
+
+impl Default for Episode {
+    fn default() -> Self {
+        Self {
+            turns_max: 8,
+            message_tokens_max: 48,
+            trajectory_tokens_max: 512,
+            seconds_max: 120.0,
+        }
+    }
+}
+
+impl Default for Coordinator {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:7711".into(), actor_lease_s: 10.0 }
+    }
+}
+
+impl Default for Learner {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:0".into(),
+            advertise: String::new(),
+            device: "cpu".into(),
+            threads: 1,
+            checkpoint_every: 20,
+            micro_batch_tokens: 8192,
+        }
+    }
+}
+
+impl Default for Actor {
+    fn default() -> Self {
+        Self { count: 1, slots: 64, device: "cpu".into(), threads: 1 }
+    }
+}

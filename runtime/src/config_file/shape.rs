@@ -1,0 +1,97 @@
+//! Which keys exist and what type each holds, judged against the serialized defaults, so that the
+//! structs in [`crate::config`] are the only list of keys.
+
+use std::sync::LazyLock;
+
+use toml::{Table, Value};
+
+use super::{Fault, layers::Layers};
+use crate::config::Config;
+
+/// The defaults as a table: every key there is.
+static SCHEMA: LazyLock<Table> = LazyLock::new(|| {
+    Table::try_from(Config::default()).expect("the defaults are plain numbers, text and lists")
+});
+
+/// `prefix.key`.
+pub(super) fn join(prefix: &str, key: &str) -> String {
+    if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
+}
+
+/// Whether the known key `key` holds text.
+pub(super) fn holds_text(key: &str) -> bool {
+    let mut parts = key.split('.').map(str::trim);
+    let first = parts.next().and_then(|part| SCHEMA.get(part));
+    parts
+        .try_fold(first, |value, part| value?.get(part).map(Some))
+        .flatten()
+        .is_some_and(Value::is_str)
+}
+
+/// Removes every key that is unknown or of the wrong type, and says why, so that the rest can be
+/// deserialized and judged too.
+pub(super) fn prune(layers: &mut Layers) -> Vec<Fault> {
+    let mut problems = Vec::new();
+    prune_table(&mut layers.table, &SCHEMA, "", &mut problems);
+    let fault = |(subject, problem): (String, String)| {
+        let origin = layers.origin(&subject);
+        Fault { subject, problem, origin }
+    };
+    problems.into_iter().map(fault).collect()
+}
+
+fn prune_table(
+    table: &mut Table,
+    schema: &Table,
+    prefix: &str,
+    problems: &mut Vec<(String, String)>,
+) {
+    table.retain(|key, value| {
+        let path = join(prefix, key);
+        let problem = match (schema.get(key), &mut *value) {
+            (None, _) => Some(unknown(key, schema)),
+            (Some(Value::Table(schema)), Value::Table(below)) => {
+                prune_table(below, schema, &path, problems);
+                None
+            }
+            (Some(Value::Table(_)), _) => Some(format!("is a section; write [{path}]")),
+            (Some(_), value) => type_problem(&path, value),
+        };
+        let sound = problem.is_none();
+        problems.extend(problem.map(|problem| (path, problem)));
+        sound
+    });
+}
+
+/// Tries a value alone on top of the defaults: serde's verdict on exactly this key.
+fn type_problem(path: &str, value: &Value) -> Option<String> {
+    let alone = path.rsplit('.').fold(value.clone(), |value, part| {
+        Value::Table(Table::from_iter([(part.to_owned(), value)]))
+    });
+    let error = alone.try_into::<Config>().err()?;
+    Some(error.message().to_owned())
+}
+
+fn unknown(key: &str, schema: &Table) -> String {
+    match suggest(key, schema) {
+        Some(near) => format!("unknown key; did you mean `{near}`?"),
+        None => {
+            let known: Vec<&str> = schema.keys().map(String::as_str).collect();
+            format!("unknown key; known here: {}", known.join(", "))
+        }
+    }
+}
+
+/// The most similar key at this level, else the same key in another section.
+fn suggest(key: &str, level: &Table) -> Option<String> {
+    let distance = |known: &str| strsim::damerau_levenshtein(key, known);
+    let near = level.keys().min_by_key(|known| distance(known))?;
+    // Similar: at most one edit in three letters.
+    if distance(near) <= near.len().max(3) / 3 {
+        return Some(near.clone());
+    }
+    let elsewhere = |(section, value): (&String, &Value)| {
+        value.as_table()?.contains_key(key).then(|| join(section, key))
+    };
+    SCHEMA.iter().find_map(elsewhere)
+}

@@ -1,0 +1,202 @@
+//! The loader seen from outside: files and flags in, a configuration or all faults out.
+
+use std::{fs, path::PathBuf};
+
+use super::*;
+use crate::config::ScheduleKind;
+
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, text).expect("a written file");
+        path
+    }
+}
+
+fn load_overrides(overrides: &[&str]) -> Result<Config, ConfigError> {
+    load(&[], &overrides.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
+}
+
+/// The single fault of one override, as text.
+fn fault(text: &str) -> String {
+    let error = load_overrides(&[text]).expect_err(text);
+    assert_eq!(error.faults.len(), 1, "{error}");
+    error.faults[0].to_string()
+}
+
+#[test]
+fn the_defaults_are_sound_and_survive_their_own_toml() {
+    assert_eq!(load(&[], &[]), Ok(Config::default()));
+    let files = Files::new();
+    let path = files.write("all.toml", &to_toml(&Config::default()));
+    assert_eq!(load(&[path], &[]), Ok(Config::default()));
+}
+
+#[test]
+fn later_layers_win_and_overrides_win_over_all() {
+    let files = Files::new();
+    let base = files.write("base.toml", "[rl]\ngroup_size = 4\nstaleness_max = 1\n");
+    let over = files.write("over.toml", "[rl]\ngroup_size = 6\n[run]\nname = \"over\"\n");
+    let config = load(&[base, over], &["run.name=flag".into()]).expect("sound");
+    assert_eq!((config.rl.group_size, config.rl.staleness_max), (6, 1));
+    assert_eq!(config.run.name, "flag");
+}
+
+#[test]
+fn overrides_take_toml_values_and_bare_words() {
+    let config = load_overrides(&[
+        "schedule.kind=sft_only",
+        "tasks.calls=[2, 2, 5]",
+        "rl.advantage_std=false",
+        "rl.learning_rate=1e-4",
+        "schedule.cold_start_success=1",
+        "model.checkpoint=runs/a=b/checkpoints/step-10",
+        "run.name=2024-01-01",
+        "coordinator.listen = \"[::1]:0\"",
+    ])
+    .expect("sound");
+    assert_eq!(config.schedule.kind, ScheduleKind::SftOnly);
+    assert_eq!(config.tasks.calls, [2, 2, 5]);
+    assert!(!config.rl.advantage_std);
+    assert_eq!((config.rl.learning_rate, config.schedule.cold_start_success), (1e-4, 1.0));
+    assert_eq!(config.model.checkpoint, PathBuf::from("runs/a=b/checkpoints/step-10"));
+    assert_eq!(config.run.name, "2024-01-01");
+    assert_eq!(config.coordinator.listen, "[::1]:0");
+}
+
+#[test]
+fn an_unknown_key_gets_a_suggestion() {
+    for (text, expected) in [
+        ("rl.groupsize=4", "rl.groupsize: unknown key; did you mean `group_size`?"),
+        ("rll.group_size=4", "rll: unknown key; did you mean `rl`?"),
+        ("rl.batch=4", "rl.batch: unknown key; did you mean `sft.batch`?"),
+        ("group_size=4", "group_size: unknown key; did you mean `rl.group_size`?"),
+        ("model.flavour=x", "model.flavour: unknown key; known here: checkpoint"),
+    ] {
+        let fault = fault(text);
+        assert!(fault.starts_with(expected), "{fault}");
+        assert!(fault.ends_with(&format!("(from --set {text})")), "{fault}");
+    }
+}
+
+#[test]
+fn a_wrong_type_names_what_is_expected() {
+    for (text, expected) in [
+        ("rl.group_size=many", "rl.group_size: invalid type: string \"many\", expected u32"),
+        ("rl.group_size=-1", "rl.group_size: invalid value: integer `-1`, expected u32"),
+        ("rl.group_size=2.5", "rl.group_size: invalid type: floating point `2.5`, expected u32"),
+        ("tasks.calls=3", "tasks.calls: invalid type: integer `3`, expected a sequence"),
+        ("schedule.kind=both", "schedule.kind: unknown variant `both`, expected one of"),
+        ("rl=3", "rl: is a section; write [rl]"),
+        ("rl.group_size.x=3", "rl.group_size: invalid type: map, expected u32"),
+    ] {
+        let fault = fault(text);
+        assert!(fault.starts_with(expected), "{fault}");
+    }
+}
+
+#[test]
+fn values_out_of_range_are_refused() {
+    for text in [
+        "run.name=a/b",
+        "run.name=..",
+        "run.name=",
+        "run.seed=-1",
+        "tasks.calls=[]",
+        "tasks.calls=[2, 9]",
+        "tasks.demonstrations=0",
+        "schedule.sft_steps=0",
+        "schedule.cold_start_success=1.5",
+        "schedule.cold_start_success=nan",
+        "schedule.cold_start_check_every=0",
+        "rl.group_size=1",
+        "rl.staleness_max=65",
+        "rl.temperature=0",
+        "rl.learning_rate=inf",
+        "rl.clip_low=-0.1",
+        "sft.batch=0",
+        "optimizer.beta2=1",
+        "evaluation.temperature=-1",
+        "episode.message_tokens_max=513",
+        "episode.seconds_max=0",
+        "coordinator.listen=7711",
+        "learner.advertise=learner",
+        "learner.device=tpu",
+        "learner.micro_batch_tokens=256",
+        "actor.slots=0",
+    ] {
+        let key = text.split('=').next().expect("a key");
+        let fault = fault(text);
+        assert!(fault.starts_with(&format!("{key}: ")), "{fault}");
+    }
+}
+
+#[test]
+fn a_schedule_without_any_step_is_refused() {
+    let error = load_overrides(&["schedule.steps=0", "schedule.cold_start_steps_max=0"]);
+    assert!(error.expect_err("nothing to train").to_string().contains("nothing would be trained"));
+    let rl_alone = ["schedule.kind=sft_then_rl", "schedule.cold_start_steps_max=0"];
+    let no_demonstrations = [rl_alone[0], rl_alone[1], "tasks.demonstrations=0"];
+    assert!(load_overrides(&no_demonstrations).is_ok());
+}
+
+#[test]
+fn all_faults_are_reported_at_once_each_with_its_source() {
+    let files = Files::new();
+    let sound = files.write("sound.toml", "[rl]\ngroup_size = 1\ntemprature = 1.0\n");
+    let broken = files.write("broken.toml", "[rl\n");
+    let absent = files.0.path().join("absent.toml");
+    let overrides = ["learner.device=tpu", "rl.clip_low=x", "no equals sign", ".=1"];
+    let error = load(
+        &[sound, broken, absent],
+        &overrides.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>(),
+    )
+    .expect_err("faults");
+    let text = error.to_string();
+    for expected in [
+        "the configuration has 8 faults",
+        "broken.toml: is not TOML:",
+        "absent.toml: cannot be read:",
+        "--set no equals sign: write KEY=VALUE",
+        "--set .=1: write KEY=VALUE",
+        "rl.temprature: unknown key; did you mean `temperature`? (from ",
+        "rl.clip_low: invalid type: string \"x\", expected f64 (from --set rl.clip_low=x)",
+        "rl.group_size: is 1; allowed: 2 to 1024 (from ",
+        "sound.toml)",
+        "learner.device: is `tpu`; allowed: cpu, cuda (from --set learner.device=tpu)",
+    ] {
+        assert!(text.contains(expected), "{expected} is not in\n{text}");
+    }
+}
+
+#[test]
+fn a_key_of_the_wrong_type_is_reported_once() {
+    let error = load_overrides(&["rl.group_size=many", "rl.group_size=1.5"]).expect_err("a fault");
+    assert_eq!(error.faults.len(), 1, "{error}");
+}
+
+#[test]
+fn the_flags_can_be_handed_on() {
+    let args = ConfigArgs {
+        files: vec!["a.toml".into()],
+        overrides: vec!["run.name=x".into()],
+        dry_run: true,
+    };
+    assert_eq!(args.to_args(), ["--config", "a.toml", "--set", "run.name=x"]);
+}
+
+proptest::proptest! {
+    /// No outside text makes the loader panic.
+    #[test]
+    fn any_text_is_answered(text in ".{0,80}", key in "[a-z.]{0,20}") {
+        let files = Files::new();
+        let path = files.write("any.toml", &text);
+        drop(load(&[path], &[text.clone(), format!("{key}={text}")]));
+    }
+}

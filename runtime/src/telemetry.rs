@@ -1,0 +1,47 @@
+//! Log lines and panics of a process, on stderr.
+
+use std::{io, panic};
+
+use tracing_subscriber::{EnvFilter, fmt, fmt::format::Format, fmt::time::SystemTime};
+
+/// Environment variable that sets the log level: `debug`, or per module `info,ballast_actor=debug`.
+pub const LEVEL_VARIABLE: &str = "BALLAST_LOG";
+
+const LEVEL_DEFAULT: &str = "info";
+
+/// Sends log lines to stderr, one compact line each with `role` in it, and panics into the log.
+/// A second call changes nothing, so that tests may call it freely.
+pub fn init(role: &'static str) {
+    let filter =
+        EnvFilter::try_from_env(LEVEL_VARIABLE).unwrap_or_else(|_| EnvFilter::new(LEVEL_DEFAULT));
+    let format = RoleFormat { role, inner: Format::default().compact().with_target(false) };
+    let installed =
+        fmt().with_env_filter(filter).event_format(format).with_writer(io::stderr).try_init();
+    if installed.is_ok() {
+        panic::set_hook(Box::new(|info| {
+            tracing::error!(thread = std::thread::current().name(), "panicked: {info}");
+        }));
+    }
+}
+
+/// The compact format behind the name of the role, so that merged logs stay readable.
+struct RoleFormat {
+    role: &'static str,
+    inner: Format<fmt::format::Compact, SystemTime>,
+}
+
+impl<S, N> fmt::FormatEvent<S, N> for RoleFormat
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    N: for<'a> fmt::FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &fmt::FmtContext<'_, S, N>,
+        mut writer: fmt::format::Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        write!(writer, "{} ", self.role)?;
+        self.inner.format_event(context, writer, event)
+    }
+}
