@@ -47,6 +47,13 @@ pub trait Decoder: Send {
     /// # Errors
     /// The backend failed; every open sequence is then lost.
     fn step(&mut self, want: &[usize]) -> Result<Vec<Sampled>, DecodeError>;
+    /// Replaces the weights. Running sequences go on, and their KV cache, computed under the older
+    /// weights, stays as it is: the usual approximation of in-flight updates. Recomputing it would
+    /// stall every episode at every published version.
+    ///
+    /// # Errors
+    /// The weights do not fit; the decoder keeps those it had.
+    fn swap(&mut self, staged: &StagedPolicy) -> Result<(), DecodeError>;
 }
 
 /// Makes decoders of staged weights. It keeps the engine free of any backend.
@@ -61,15 +68,4 @@ pub trait DecoderFactory: Send {
         slots: usize,
         trajectory_tokens_max: usize,
     ) -> Result<Box<dyn Decoder>, DecodeError>;
-
-    /// Replaces the weights of a decoder this factory built. Running sequences go on: what they
-    /// computed under the old weights (their KV cache) stays as it is.
-    ///
-    /// # Errors
-    /// As for [`DecoderFactory::build`]; the decoder keeps the weights it had.
-    fn swap(
-        &mut self,
-        decoder: &mut dyn Decoder,
-        staged: &StagedPolicy,
-    ) -> Result<(), DecodeError>;
 }

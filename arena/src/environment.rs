@@ -1,10 +1,8 @@
 //! What a world is to an episode: a request, tools to call, and a score at the end.
 
 use std::error::Error;
-use std::io;
 
-use serde::Serialize;
-use serde_json::ser::{Formatter, Serializer};
+use ballast_chat::python_json;
 use serde_json::{Map, Value, json};
 
 /// One open task: its request and its own private copy of the world's state.
@@ -45,6 +43,14 @@ pub enum CallOutcome {
 }
 
 impl CallOutcome {
+    /// The result of a call that ran, as an [`Expert`] wants it; `None` for every failure.
+    pub fn into_result(self) -> Option<Value> {
+        match self {
+            Self::Ok(value) => Some(value),
+            _ => None,
+        }
+    }
+
     /// What the policy sees: the result, or `{"error": ...}`, as Python's `json.dumps` spaces it.
     pub fn to_text(&self) -> String {
         match self {
@@ -95,45 +101,12 @@ pub enum ExpertAction {
 
 /// The world failed, not the policy: the episode has no score and is masked from every statistic.
 #[derive(Debug, thiserror::Error)]
-#[error("world {world} failed, the episode must be run again: {source}")]
+#[error("world {world} failed; the episode must be run again")]
 pub struct InfrastructureError {
     /// Name of the world.
     pub world: &'static str,
     /// What failed inside it.
     pub source: Box<dyn Error + Send + Sync>,
-}
-
-/// JSON with a space after `,` and `:`, as Python's `json.dumps` writes it, and so as the chat
-/// templates of pretrained checkpoints show it to the policy.
-pub fn python_json(value: &Value) -> String {
-    let mut bytes = Vec::new();
-    let mut serializer = Serializer::with_formatter(&mut bytes, PythonSpacing);
-    value.serialize(&mut serializer).expect("a JSON value always serializes into memory");
-    String::from_utf8(bytes).expect("serde_json writes UTF-8")
-}
-
-struct PythonSpacing;
-
-impl Formatter for PythonSpacing {
-    fn begin_array_value<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_key<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
 }
 
 #[cfg(test)]

@@ -17,8 +17,6 @@ pub mod market;
 mod registry;
 mod split;
 
-pub use environment::{
-    CallOutcome, Environment, Expert, ExpertAction, InfrastructureError, Score, python_json,
-};
+pub use environment::{CallOutcome, Environment, Expert, ExpertAction, InfrastructureError, Score};
 pub use registry::{OpenError, open, task, worlds};
 pub use split::SPLITS;

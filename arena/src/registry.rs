@@ -57,9 +57,9 @@ pub fn task(world: &str, split: &str, seed: u64, calls: u32) -> TaskRef {
 /// Builds the task's world in its initial state. The same reference always gives the same task.
 pub fn open(task: &TaskRef) -> Result<Box<dyn Environment>, OpenError> {
     let split =
-        Split::named(&task.split).ok_or_else(|| OpenError::UnknownSplit(task.split.clone()))?;
+        || Split::named(&task.split).ok_or_else(|| OpenError::UnknownSplit(task.split.clone()));
     match task.world.as_str() {
-        market::NAME => Ok(Box::new(Market::open(split, task.seed, task.calls)?)),
+        market::NAME => Ok(Box::new(Market::open(split()?, task.seed, task.calls)?)),
         _ => Err(OpenError::UnknownWorld(task.world.clone())),
     }
 }

@@ -9,13 +9,30 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Map, Value, json};
 
+const TOOLS: [&str; 8] =
+    ["product", "customer", "compute", "reserve", "order", "refund", "none", ""];
+const KEYS: [&str; 10] =
+    ["name", "op", "a", "b", "product", "quantity", "customer", "reservation", "order", "x"];
+
+const PINNED: &str = r#"order 3 pan for zoe, then balance of otto, then cost of 3 vase
+{"reservation": 36}
+{"total": 57}
+{"balance": 363, "last_order": 39}
+{"price": 2, "stock": 8}
+{"result": 6}
+57 363 6"#;
+
 type Call = (String, Map<String, Value>);
 
 fn opened(task: &TaskRef) -> Box<dyn Environment> {
     open(task).expect("the task exists")
 }
 
-fn call(environment: &mut dyn Environment, name: &str, arguments: &Map<String, Value>) -> CallOutcome {
+fn call(
+    environment: &mut dyn Environment,
+    name: &str,
+    arguments: &Map<String, Value>,
+) -> CallOutcome {
     environment.call(name, arguments).expect("the database works")
 }
 
@@ -33,8 +50,7 @@ fn demonstrate(environment: &mut dyn Environment) -> (Vec<Call>, Vec<String>, St
             ExpertAction::Call { name, arguments } => {
                 let outcome = call(environment, &name, &arguments);
                 texts.push(outcome.to_text());
-                let CallOutcome::Ok(result) = outcome else { panic!("{name} refused the expert") };
-                last = Some(result);
+                last = Some(outcome.into_result().expect("the expert is never refused"));
                 calls.push((name, arguments));
             }
         }
@@ -64,28 +80,40 @@ fn mutations(value: &Value) -> Vec<Value> {
 }
 
 fn any_task() -> impl Strategy<Value = TaskRef> {
-    (select(&SPLITS[..]), any::<u64>(), CALLS).prop_map(|(split, seed, calls)| task("market", split, seed, calls))
+    (select(&SPLITS[..]), any::<u64>(), CALLS)
+        .prop_map(|(split, seed, calls)| task("market", split, seed, calls))
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
-    let numbers = prop_oneof![any::<i64>().prop_map(Value::from), any::<f64>().prop_map(Value::from), (0..100i64).prop_map(Value::from)];
-    let words = prop_oneof![any::<String>(), select(&PRODUCTS[..]).prop_map(str::to_owned), select(&["add", "sub", "mul"][..]).prop_map(str::to_owned)];
-    let leaf = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), numbers, words.prop_map(Value::from)];
+    let numbers = prop_oneof![
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        (0..100i64).prop_map(Value::from)
+    ];
+    let words = prop_oneof![
+        any::<String>(),
+        select(&PRODUCTS[..]).prop_map(str::to_owned),
+        select(&["add", "sub", "mul"][..]).prop_map(str::to_owned)
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        numbers,
+        words.prop_map(Value::from)
+    ];
     leaf.prop_recursive(3, 16, 4, |inner| prop::collection::vec(inner, 0..4).prop_map(Value::from))
 }
 
 fn any_call() -> impl Strategy<Value = Call> {
-    let tools = ["product", "customer", "compute", "reserve", "order", "refund", "none", ""];
-    let keys = ["name", "op", "a", "b", "product", "quantity", "customer", "reservation", "order", "x"];
-    let arguments = prop::collection::btree_map(select(&keys[..]), any_json(), 0..4);
-    (select(&tools[..]), arguments).prop_map(|(tool, arguments)| {
+    let arguments = prop::collection::btree_map(select(&KEYS[..]), any_json(), 0..4);
+    (select(&TOOLS[..]), arguments).prop_map(|(tool, arguments)| {
         let arguments = arguments.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         (tool.to_owned(), arguments)
     })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn the_expert_scores_1_with_exactly_the_calls_of_the_task(task in any_task()) {
@@ -157,13 +185,35 @@ proptest! {
     }
 
     #[test]
+    fn an_unasked_change_scores_0(task in any_task()) {
+        let mut environment = opened(&task);
+        let (_, _, answer) = demonstrate(&mut *environment);
+        let reserved = PRODUCTS.into_iter().any(|name| {
+            let one = json!({"product": name, "quantity": 1});
+            let outcome = call(&mut *environment, "reserve", one.as_object().expect("an object"));
+            outcome.into_result().is_some()
+        });
+        prop_assert!(reserved);
+        prop_assert_eq!(reward(&mut *environment, Some(&answer)), 0.0);
+    }
+
+    #[test]
     fn no_call_can_break_the_market(task in any_task(), calls in prop::collection::vec(any_call(), 0..20)) {
         let mut environment = opened(&task);
         for (name, arguments) in &calls {
-            prop_assert!(call(&mut *environment, name, arguments).to_text().starts_with("{\""));
+            let text = call(&mut *environment, name, arguments).to_text();
+            prop_assert!(serde_json::from_str::<Map<String, Value>>(&text).is_ok());
         }
         environment.score(Some("0")).expect("the database works");
     }
+}
+
+#[test]
+fn one_task_is_pinned() {
+    let mut environment = opened(&task("market", "train", 7, 5));
+    let (_, texts, answer) = demonstrate(&mut *environment);
+    let transcript = format!("{}\n{}\n{answer}", environment.prompt(), texts.join("\n"));
+    assert_eq!(transcript, PINNED, "a TaskRef must mean the same task for ever");
 }
 
 #[test]
@@ -174,7 +224,10 @@ fn held_out_requests_never_occur_in_training() {
             .map(|(seed, calls)| opened(&task("market", split, seed, calls)).prompt().to_owned())
             .collect()
     };
-    let (train, validation, test) = (requests("train", 1_000), requests("validation", 200), requests("test", 200));
+    let (train, validation, test) =
+        (requests("train", 1_000), requests("validation", 200), requests("test", 200));
     assert!(train.len() > 3_000, "only {} different training requests", train.len());
-    assert!(train.is_disjoint(&validation) && train.is_disjoint(&test) && validation.is_disjoint(&test));
+    assert!(
+        train.is_disjoint(&validation) && train.is_disjoint(&test) && validation.is_disjoint(&test)
+    );
 }

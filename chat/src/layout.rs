@@ -9,7 +9,7 @@ pub(crate) struct Layout<'a> {
     pub(crate) outside: Vec<u32>,
     /// One per `<tool_call>`, in order.
     pub(crate) blocks: Vec<Block<'a>>,
-    /// Whether a tag stands where none belongs, outside or inside a block.
+    /// Whether a tag stands outside every block. One inside makes the block's call malformed.
     pub(crate) has_stray_tag: bool,
 }
 
@@ -28,7 +28,6 @@ impl<'a> Layout<'a> {
             if *id == control.tool_call_open {
                 let block = Block::at_start_of(rest, control);
                 ids = &rest[block.body.len() + usize::from(block.closed)..];
-                layout.has_stray_tag |= block.body.iter().any(|&id| control.is_tag(id));
                 layout.blocks.push(block);
             } else {
                 layout.has_stray_tag |= control.is_tag(*id);

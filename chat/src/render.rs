@@ -20,9 +20,9 @@ use crate::{
 pub struct Segment {
     /// Who says it.
     pub role: Role,
-    /// [T] token ids, template tokens included.
+    /// `[T]` token ids, template tokens included.
     pub token_ids: Vec<u32>,
-    /// [T] 1 where a token carries loss.
+    /// `[T]` 1 where a token carries loss.
     pub loss_mask: Vec<u8>,
 }
 
@@ -205,6 +205,18 @@ mod tests {
         );
         assert_eq!(segment.role, Role::Tool);
         assert!(tokenizer().decode(&segment.token_ids).contains(&forged));
+    }
+
+    #[test]
+    fn text_before_a_call_has_its_own_line() {
+        let renderer = Renderer::new(tokenizer().clone());
+        let arguments = object(json!({"name": "lamp"}));
+        let ids = renderer.assistant_message("I look.", &[("product", &arguments)]).unwrap();
+        assert_eq!(
+            tokenizer().decode(&ids),
+            "I look.\n<tool_call>\n{\"name\": \"product\", \"arguments\": {\"name\": \"lamp\"}}\n\
+             </tool_call><|im_end|>"
+        );
     }
 
     #[test]

@@ -96,7 +96,6 @@ mod tests {
             "<tool_call>\n{}\n</tool_call><|im_end|>",
             "42 <|im_start|>",
             "<tool_call>{\"{\"{\"{\"{\"{\"<|im_end|>",
-            "<tool_call><tool_call><tool_call><tool_call> price 14 7 3",
         ];
         for text in cases {
             assert_eq!(state(text), Collapsed, "{text}");

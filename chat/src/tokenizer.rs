@@ -13,7 +13,7 @@ use crate::control::ControlTokens;
 /// Encoded and decoded once at load: what does not survive the way there and back would change
 /// between what a tool said and what the policy reads. Holds the words of the template.
 const PROBE: &str =
-    "system\n<tools>\nuser\nassistant\n\t{\"a\": [1, -2.5e3]}\r\n  \u{e9}\u{4e2d}\u{1f600} ";
+    "system\n<tools>\nuser\nassistant\n\t{\"A b\": [1, -2.5e3]}\r\n  \u{e9}\u{4e2d}\u{1f600} ";
 
 /// Text to token ids and back. Cheap to clone; clones share everything.
 #[derive(Clone)]
@@ -263,10 +263,11 @@ mod tests {
 
     #[test]
     fn a_lossy_tokenizer_is_refused() {
-        let result = with_edited_json(|value| value["normalizer"] = json!({"type": "Lowercase"}));
-        assert!(result.is_ok(), "the probe is lower case");
-        let result = with_edited_json(|value| value["decoder"] = Value::Null);
-        assert!(matches!(result, Err(TokenizerError::Lossy(_))));
+        let lossy = [("normalizer", json!({"type": "Lowercase"})), ("decoder", Value::Null)];
+        for (part, replacement) in lossy {
+            let result = with_edited_json(|value| value[part] = replacement);
+            assert!(matches!(result, Err(TokenizerError::Lossy(_))), "{part}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Trains the small model's tokenizer: byte-level BPE, shaped like Qwen's.
+//! Trains the small model's tokenizer: byte-level BPE in the file format of Qwen's.
 
 use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
@@ -16,9 +16,11 @@ use crate::{
     tokenizer::{Tokenizer, TokenizerError},
 };
 
-/// How Qwen2 cuts text into words before BPE. Digits stand alone, so a number is copied and
-/// computed digit by digit; `{"` is a word of its own after a newline.
-const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// How text is cut into words before BPE: a newline, a digit, a run of letters, a run of anything
+/// else. Digits stand alone, so a number is copied and computed digit by digit. A name is the same
+/// token in a sentence and in JSON, so copying it is one step. JSON's punctuation between two words
+/// is one token, which keeps trajectories short; after a newline `{"` is a word of its own.
+const WORDS: &str = r"\n|\p{N}|\p{L}+|[^\p{L}\p{N}\n]+";
 
 /// A pair of pieces seen once is chance, not a word.
 const MERGE_COUNT_MIN: u64 = 2;
@@ -108,6 +110,17 @@ mod tests {
         let reversed = train_tokenizer(reversed.into_iter().rev(), 400).unwrap();
         assert_eq!(again.json(), train_tokenizer(corpus(), 400).unwrap().json());
         assert_eq!(again.json(), reversed.json(), "only counts matter, not the order");
+    }
+
+    #[test]
+    fn tags_in_the_corpus_are_not_learned_from() {
+        let tagged =
+            ["<tool_call>{\"a<|im_end|>b<|im_end|>", "{\"a</tool_call>"].map(str::to_owned);
+        let plain = ["{\"a", "b", "{\"a"].map(str::to_owned);
+        assert_eq!(
+            train_tokenizer(tagged.into_iter(), 400).unwrap().json(),
+            train_tokenizer(plain.into_iter(), 400).unwrap().json()
+        );
     }
 
     #[test]

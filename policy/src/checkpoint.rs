@@ -104,22 +104,35 @@ pub fn read_weights(path: &Path) -> Result<BTreeMap<String, Tensor>, CheckpointE
     Ok(named)
 }
 
-/// Writes named fp32 tensors to a safetensors file that `transformers` loads. The caller renames it
-/// into place.
+/// Writes named tensors in fp32 to a safetensors file that `transformers` loads. The caller renames
+/// it into place.
 ///
 /// # Errors
 /// The disk refuses.
 pub fn write_weights(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), CheckpointError> {
+    write(path, tensors, Dtype::F32)
+}
+
+/// Writes named tensors in bf16, half the size of fp32 and rounded to 8 bits of mantissa.
+///
+/// # Errors
+/// The disk refuses.
+pub fn write_weights_bf16(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), CheckpointError> {
+    write(path, tensors, Dtype::BF16)
+}
+
+fn write(path: &Path, tensors: &[(String, Tensor)], dtype: Dtype) -> Result<(), CheckpointError> {
     let bytes: Vec<(&String, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, tensor)| {
             let shape = tensor.size().iter().map(|dim| usize::try_from(*dim).unwrap_or(0)).collect();
-            (name, shape, tensor_bytes(tensor))
+            let kind = if dtype == Dtype::BF16 { Kind::BFloat16 } else { Kind::Float };
+            (name, shape, bytes_as(tensor, kind))
         })
         .collect();
     let views = bytes.iter().map(|(name, shape, data)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), data)
-            .expect("tensor_bytes gives four bytes for each element of the shape");
+        let view = TensorView::new(dtype, shape.clone(), data)
+            .expect("bytes_as gives the dtype's width for each element of the shape");
         (name.as_str(), view)
     });
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
@@ -132,8 +145,12 @@ pub fn write_weights(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), Ch
 /// The bytes of a tensor in fp32, row-major, little-endian.
 #[must_use]
 pub fn tensor_bytes(tensor: &Tensor) -> Vec<u8> {
-    let tensor = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
-    let mut bytes = vec![0u8; tensor.numel() * 4];
+    bytes_as(tensor, Kind::Float)
+}
+
+fn bytes_as(tensor: &Tensor, kind: Kind) -> Vec<u8> {
+    let tensor = tensor.detach().to_device(Device::Cpu).to_kind(kind).contiguous();
+    let mut bytes = vec![0u8; tensor.numel() * kind.elt_size_in_bytes()];
     tensor.copy_data_u8(&mut bytes, tensor.numel());
     bytes
 }

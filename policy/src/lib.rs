@@ -21,6 +21,7 @@ mod transformer;
 pub use checkpoint::{
     CONFIG_FILE, CheckpointError, TOKENIZER_FILE, WEIGHTS_FILE, read_config, read_weights,
     tensor_bytes, tensor_from_bytes, write_weights,
+    write_weights_bf16,
 };
 pub use config::{ConfigError, ModelConfig};
 pub use device::{DeviceError, open_device, set_threads};

@@ -71,14 +71,8 @@ fn reserve(db: &Connection, ids: &FutureIds, product: &str, quantity: i64) -> Re
     require(quantity <= stock, "out of stock")?;
     let taken = count(db, "SELECT count(*) FROM reservations")?;
     let id = next_id(&ids.reservations, taken)?;
-    db.execute(
-        "UPDATE products SET stock = stock - ? WHERE name = ?",
-        params![quantity, product],
-    )?;
-    db.execute(
-        "INSERT INTO reservations VALUES (?, ?, ?, TRUE)",
-        params![id, product, quantity],
-    )?;
+    db.execute("UPDATE products SET stock = stock - ? WHERE name = ?", params![quantity, product])?;
+    db.execute("INSERT INTO reservations VALUES (?, ?, ?, TRUE)", params![id, product, quantity])?;
     Ok(json!({"reservation": id}))
 }
 
@@ -118,10 +112,7 @@ fn refund(db: &Connection, order: i64) -> Result<Value> {
         "UPDATE customers SET balance = balance + ? WHERE name = ?",
         params![total, customer],
     )?;
-    db.execute(
-        "UPDATE products SET stock = stock + ? WHERE name = ?",
-        params![quantity, product],
-    )?;
+    db.execute("UPDATE products SET stock = stock + ? WHERE name = ?", params![quantity, product])?;
     Ok(json!({"refunded": total}))
 }
 

@@ -6,9 +6,9 @@ use crate::draw::Draw;
 
 /// Every product name a task can use.
 pub const PRODUCTS: [&str; 24] = [
-    "lamp", "pot", "cup", "bowl", "fork", "plate", "chair", "desk", "shelf", "rug", "vase", "clock",
-    "broom", "brush", "towel", "soap", "candle", "basket", "bench", "stool", "kettle", "pan", "jar",
-    "tray",
+    "lamp", "pot", "cup", "bowl", "fork", "plate", "chair", "desk", "shelf", "rug", "vase",
+    "clock", "broom", "brush", "towel", "soap", "candle", "basket", "bench", "stool", "kettle",
+    "pan", "jar", "tray",
 ];
 
 /// Every customer name a task can use.
@@ -30,7 +30,7 @@ const PAST_QUANTITIES: RangeInclusive<u32> = 1..=5;
 const IDS: RangeInclusive<i64> = 10..=99;
 
 /// A product at the start.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Product {
     pub(super) name: &'static str,
     pub(super) price: i64,
@@ -38,7 +38,7 @@ pub(super) struct Product {
 }
 
 /// A customer at the start.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Customer {
     pub(super) name: &'static str,
     pub(super) balance: i64,
@@ -46,7 +46,7 @@ pub(super) struct Customer {
 }
 
 /// The order a customer made before the task starts.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct PastOrder {
     pub(super) id: i64,
     pub(super) product: &'static str,
@@ -55,6 +55,7 @@ pub(super) struct PastOrder {
 }
 
 /// The state a task starts from, and the ids it will hand out.
+#[derive(Debug)]
 pub(super) struct InitialState {
     pub(super) products: Vec<Product>,
     pub(super) customers: Vec<Customer>,
@@ -63,7 +64,7 @@ pub(super) struct InitialState {
 
 /// Ids drawn in advance. The n-th reservation of an episode gets the n-th id here, whatever it
 /// reserves, and the n-th order likewise: unpredictable for the policy, the same for every sibling.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct FutureIds {
     pub(super) reservations: Vec<i64>,
     pub(super) orders: Vec<i64>,

@@ -52,8 +52,8 @@ impl Market {
         if !CALLS.contains(&calls) {
             return Err(OpenError::Calls { world: NAME, calls, range: CALLS });
         }
-        let task = MarketTask::draw(split, seed, calls)
-            .ok_or(OpenError::NoTask { world: NAME, seed })?;
+        let task =
+            MarketTask::draw(split, seed, calls).ok_or(OpenError::NoTask { world: NAME, seed })?;
         let database = Database::open(&task.initial).map_err(database_failed)?;
         Ok(Self { task, database })
     }

@@ -12,7 +12,7 @@ use super::database::{Database, Evidence, Snapshot};
 use super::expert::MarketExpert;
 use super::task::MarketTask;
 use super::tool::ToolCall;
-use crate::environment::{CallOutcome, Expert, ExpertAction};
+use crate::environment::{Expert, ExpertAction};
 
 /// What the expert leaves behind.
 struct Expected {
@@ -22,7 +22,11 @@ struct Expected {
 }
 
 /// Whether the episode in `database`, ended with `answer`, did the task.
-pub(super) fn is_done(task: &MarketTask, database: &Database, answer: Option<&str>) -> Result<bool> {
+pub(super) fn is_done(
+    task: &MarketTask,
+    database: &Database,
+    answer: Option<&str>,
+) -> Result<bool> {
     let Some(answer) = answer else { return Ok(false) };
     let expected = expected(task)?;
     Ok(answer.trim() == expected.answer
@@ -42,10 +46,7 @@ fn expected(task: &MarketTask) -> Result<Expected> {
         };
         // Without a result the expert answers, so this loop ends.
         last_result = match ToolCall::parse(&name, &arguments) {
-            Ok(call) => match database.call(&call)? {
-                CallOutcome::Ok(result) => Some(result),
-                _ => None,
-            },
+            Ok(call) => database.call(&call)?.into_result(),
             Err(_) => None,
         };
     };

@@ -191,8 +191,16 @@ mod tests {
         check("product", json!({}), "missing argument name");
         check("product", json!({"name": 3}), "name must be a string");
         check("product", json!({"name": "lamp", "x": 1}), "unexpected argument");
-        check("reserve", json!({"product": "lamp", "quantity": "3"}), "quantity must be an integer");
-        check("reserve", json!({"product": "lamp", "quantity": 3.0}), "quantity must be an integer");
+        check(
+            "reserve",
+            json!({"product": "lamp", "quantity": "3"}),
+            "quantity must be an integer",
+        );
+        check(
+            "reserve",
+            json!({"product": "lamp", "quantity": 3.0}),
+            "quantity must be an integer",
+        );
         check("refund", json!({"order": u64::MAX}), "order must be an integer");
         check("compute", json!({"op": "div", "a": 1, "b": 2}), "op must be add, sub or mul");
         assert_eq!(parse("delete", json!({})), Err(CallOutcome::UnknownTool));

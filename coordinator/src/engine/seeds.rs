@@ -13,7 +13,7 @@ pub(super) enum Domain {
     Sibling = 2,
     /// Order of the demonstrations in epoch `a`.
     Epoch = 3,
-    /// Sampling seed of the task with seed `a` in evaluation `b`.
+    /// Sampling seed of the evaluated task with seed `a`; equal in every evaluation.
     Evaluation = 4,
 }
 

@@ -1,0 +1,375 @@
+//! One episode as a pure state machine: `(now, event)` in, commands out.
+//!
+//! ```text
+//! Prompting --Started--> Generating --a message with calls--> CallingTools
+//!                          |     ^                                 |
+//!                          |     +----------ToolsReturned----------+
+//!                          +--a message without a call, or a limit--> Scoring --Scored--> Finished
+//! ```
+//! Owns: the conversation, its limits, and the trajectory.
+//! Does not know: clocks, the decoder, the world, other episodes.
+//! Invariants: M1 holds at every moment (see `record`); a trajectory never exceeds
+//! `trajectory_tokens_max`; every episode finishes exactly once, and only an infrastructure failure
+//! leaves it without a score.
+
+mod command;
+mod event;
+mod record;
+
+use std::{mem, time::Duration};
+
+use ballast_arena::Score;
+use ballast_chat::{MessageGrammar, ParsedCall, Segment, parse_message};
+use ballast_proto::v1::{CallStatus, Mode, StopReason, StructuralState, ToolCall, Trajectory};
+
+pub use self::{
+    command::{Command, ToolRequest},
+    event::{Event, TokenSample, ToolResult},
+};
+use self::record::Record;
+use crate::{assignment::Assignment, language::Language};
+
+/// What the policy reads in place of a result when its call does not parse.
+pub const MALFORMED_CALL_RESULT: &str = r#"{"error": "malformed call"}"#;
+
+/// Above 0 by no more than fp32 rounding: what a log-probability may be.
+const LOGPROB_MAX: f32 = 1e-4;
+
+/// Where an episode stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Waiting for the world's opening.
+    Prompting,
+    /// An assistant message is being written.
+    Generating,
+    /// The calls of the last message run.
+    CallingTools,
+    /// The verifier judges the outcome.
+    Scoring,
+    /// Reported.
+    Finished,
+}
+
+/// An event that the episode cannot take in its state: a bug of the driver.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an episode that is {state:?} was told {event}")]
+pub struct IllegalEvent {
+    /// State, which stays as it was.
+    pub state: State,
+    /// Name of the event.
+    pub event: &'static str,
+}
+
+/// One running episode.
+#[derive(Debug)]
+pub struct Episode {
+    assignment: Assignment,
+    language: Language,
+    state: State,
+    assigned_at: Duration,
+    record: Record,
+    message: Message,
+    turns: u32,
+    outcome: Outcome,
+    failure: Option<String>,
+}
+
+/// The assistant message being written.
+#[derive(Debug)]
+struct Message {
+    token_ids: Vec<u32>,
+    grammar: MessageGrammar,
+    /// Filled when the message is complete and calls tools.
+    state: StructuralState,
+    calls: Vec<ParsedCall>,
+}
+
+/// How the episode ended, as far as it is known.
+#[derive(Debug, Default)]
+struct Outcome {
+    stop_reason: StopReason,
+    answer: Option<String>,
+    score: Option<Score>,
+}
+
+impl Message {
+    fn start() -> Self {
+        Self {
+            token_ids: Vec::new(),
+            grammar: MessageGrammar::start(),
+            state: StructuralState::Unspecified,
+            calls: Vec::new(),
+        }
+    }
+}
+
+impl Episode {
+    /// A fresh episode, assigned at `now`.
+    #[must_use]
+    pub fn new(now: Duration, assignment: Assignment, language: Language) -> Self {
+        Self {
+            assignment,
+            language,
+            state: State::Prompting,
+            assigned_at: now,
+            record: Record::default(),
+            message: Message::start(),
+            turns: 0,
+            outcome: Outcome::default(),
+            failure: None,
+        }
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// What failed, for people, when the stop reason is `INFRASTRUCTURE`.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// Takes one event and says what to do next.
+    ///
+    /// # Errors
+    /// The event makes no sense in this state; nothing changed.
+    pub fn handle(&mut self, now: Duration, event: Event) -> Result<Vec<Command>, IllegalEvent> {
+        let expert_acts = self.assignment.mode == Mode::Demonstrate;
+        Ok(match (self.state, event) {
+            (State::Prompting, Event::Started { opening }) => self.on_started(now, &opening),
+            (State::Generating, Event::TokenSampled(sample)) if !expert_acts => {
+                self.on_token_sampled(now, &sample)
+            }
+            (State::Generating, Event::ExpertActed { token_ids }) if expert_acts => {
+                self.on_expert_acted(&token_ids)
+            }
+            (State::CallingTools, Event::ToolsReturned(results))
+                if results.len() == self.requests().len() =>
+            {
+                self.on_tools_returned(now, results)
+            }
+            (State::Scoring, Event::Scored(score)) => self.on_scored(now, score),
+            (State::Generating | State::CallingTools, Event::DeadlineReached) => {
+                self.stop(StopReason::TimeLimit)
+            }
+            (
+                State::Prompting | State::Generating | State::CallingTools | State::Scoring,
+                Event::InfrastructureFailed(failure),
+            ) => self.fail(now, failure),
+            (state, event) => return Err(IllegalEvent { state, event: event.name() }),
+        })
+    }
+
+    fn on_started(&mut self, now: Duration, opening: &[Segment]) -> Vec<Command> {
+        let header = self.language.renderer().assistant_header().to_vec();
+        let messages = opening.iter().flat_map(|segment| &segment.token_ids).copied();
+        let forced: Vec<u32> = messages.chain(header.iter().copied()).collect();
+        if !self.fits(forced.len()) {
+            // The prompt alone is too long: no policy could answer, so no policy is to blame.
+            let max = self.assignment.limits.trajectory_tokens_max;
+            return self.fail(
+                now,
+                format!(
+                    "the prompt takes {} tokens and episode.trajectory_tokens_max is {max}; raise it",
+                    forced.len()
+                ),
+            );
+        }
+        opening.iter().for_each(|segment| self.record.segment(segment));
+        self.record.open_message(&header);
+        self.next_message(forced)
+    }
+
+    fn on_token_sampled(&mut self, now: Duration, sample: &TokenSample) -> Vec<Command> {
+        if !(sample.logprob.is_finite() && sample.logprob <= LOGPROB_MAX) {
+            return self.fail(now, format!("the decoder gave log-probability {}", sample.logprob));
+        }
+        let forbidden = self.message.grammar.forbidden();
+        let masses = sample.control_probs.iter().zip(forbidden);
+        let forbidden_mass = masses.filter(|(_, forbidden)| *forbidden).map(|(mass, _)| mass).sum();
+        self.record.sampled(sample, forbidden_mass);
+        self.message.token_ids.push(sample.token);
+        self.message.grammar.advance(sample.token, self.language.tokenizer());
+
+        let control = self.language.tokenizer().control();
+        if sample.token == control.im_end || sample.token == control.endoftext {
+            self.on_message_complete()
+        } else if self.message.token_ids.len() >= self.assignment.limits.message_tokens_max
+            || !self.fits(0)
+        {
+            self.stop(StopReason::TokenLimit)
+        } else {
+            vec![Command::Sample]
+        }
+    }
+
+    fn on_expert_acted(&mut self, token_ids: &[u32]) -> Vec<Command> {
+        // An expert that could not speak within the policy's limits would teach what cannot be done.
+        let limits = self.assignment.limits;
+        let room = limits.trajectory_tokens_max.saturating_sub(self.record.len());
+        if token_ids.len() > limits.message_tokens_max.min(room) {
+            return self.stop(StopReason::TokenLimit);
+        }
+        self.record.demonstrated(token_ids);
+        self.message.token_ids.extend_from_slice(token_ids);
+        self.on_message_complete()
+    }
+
+    fn on_message_complete(&mut self) -> Vec<Command> {
+        let parsed = parse_message(self.language.tokenizer(), &self.message.token_ids);
+        self.turns += 1;
+        if parsed.calls.is_empty() {
+            self.record.close_message(parsed.state, Vec::new());
+            self.outcome.stop_reason = StopReason::Done;
+            self.outcome.answer = Some(parsed.text.clone());
+            self.state = State::Scoring;
+            return vec![Command::Score(Some(parsed.text))];
+        }
+        self.message.state = parsed.state;
+        self.message.calls = parsed.calls;
+        self.state = State::CallingTools;
+        vec![Command::CallTools(self.requests())]
+    }
+
+    fn on_tools_returned(&mut self, now: Duration, results: Vec<ToolResult>) -> Vec<Command> {
+        let (calls, texts) = self.settle(results);
+        let state = self.message.state;
+        self.message.calls.clear();
+        if self.turns >= self.assignment.limits.turns_max {
+            self.record.close_message(state, calls);
+            return self.stop(StopReason::TurnLimit);
+        }
+        let renderer = self.language.renderer();
+        let (trailer, header) = (renderer.assistant_trailer(), renderer.assistant_header());
+        let segment = match renderer.tool_results(&texts) {
+            Ok(segment) => segment,
+            Err(error) => {
+                self.record.close_message(state, calls);
+                return self.fail(now, format!("tool results cannot be tokenised: {error}"));
+            }
+        };
+        let forced = [trailer, &segment.token_ids, header].concat();
+        if !self.fits(forced.len()) {
+            self.record.close_message(state, calls);
+            return self.stop(StopReason::TokenLimit);
+        }
+        self.record.forced(trailer);
+        self.record.close_message(state, calls);
+        self.record.segment(&segment);
+        self.record.open_message(header);
+        self.next_message(forced)
+    }
+
+    fn on_scored(&mut self, now: Duration, score: Score) -> Vec<Command> {
+        self.outcome.score = Some(score);
+        self.finish(now)
+    }
+
+    /// The well-formed calls of the complete message, in order.
+    fn requests(&self) -> Vec<ToolRequest> {
+        let calls = self.message.calls.iter().filter(|call| !call.malformed);
+        calls
+            .map(|call| ToolRequest { name: call.name.clone(), arguments: call.arguments.clone() })
+            .collect()
+    }
+
+    /// Joins the calls of the message with their results: the record of each call, and the text the
+    /// policy reads. `results` answer the well-formed calls in order (checked by `handle`).
+    fn settle(&self, results: Vec<ToolResult>) -> (Vec<ToolCall>, Vec<String>) {
+        let mut results = results.into_iter();
+        let settled = self.message.calls.iter().map(|call| {
+            let result = if call.malformed { None } else { results.next() };
+            match result {
+                Some(result) => (wire_call(call, result.status), result.text),
+                None => (wire_call(call, CallStatus::Malformed), MALFORMED_CALL_RESULT.to_owned()),
+            }
+        });
+        settled.unzip()
+    }
+
+    /// Begins to generate after `forced` tokens.
+    fn next_message(&mut self, forced: Vec<u32>) -> Vec<Command> {
+        self.message = Message::start();
+        self.state = State::Generating;
+        if self.assignment.mode == Mode::Demonstrate {
+            vec![Command::AskExpert]
+        } else {
+            vec![Command::Feed(forced), Command::Sample]
+        }
+    }
+
+    /// Whether `forced` more tokens and one sampled token stay within the trajectory's limit.
+    fn fits(&self, forced: usize) -> bool {
+        self.record.len() + forced < self.assignment.limits.trajectory_tokens_max
+    }
+
+    /// A limit ended the episode: it is scored without an answer, so it earns what the world gives
+    /// for that, and it counts in every statistic.
+    fn stop(&mut self, reason: StopReason) -> Vec<Command> {
+        self.close_unfinished_message();
+        self.outcome.stop_reason = reason;
+        self.state = State::Scoring;
+        vec![Command::Score(None)]
+    }
+
+    /// Something other than the policy failed: no score, masked from every statistic.
+    fn fail(&mut self, now: Duration, failure: String) -> Vec<Command> {
+        self.failure = Some(failure);
+        self.close_unfinished_message();
+        self.outcome = Outcome { stop_reason: StopReason::Infrastructure, ..Outcome::default() };
+        self.finish(now)
+    }
+
+    /// Closes a message that was cut off. Its malformed calls are recorded; its well-formed ones
+    /// never ran, so they have no outcome to record.
+    fn close_unfinished_message(&mut self) {
+        if self.message.token_ids.is_empty() {
+            self.record.discard_message();
+            return;
+        }
+        let parsed = parse_message(self.language.tokenizer(), &self.message.token_ids);
+        let malformed = parsed.calls.iter().filter(|call| call.malformed);
+        let calls = malformed.map(|call| wire_call(call, CallStatus::Malformed)).collect();
+        self.record.close_message(parsed.state, calls);
+    }
+
+    fn finish(&mut self, now: Duration) -> Vec<Command> {
+        self.state = State::Finished;
+        let outcome = mem::take(&mut self.outcome);
+        let duration = now.saturating_sub(self.assigned_at);
+        let mut trajectory = Trajectory {
+            episode_id: self.assignment.episode_id.0,
+            group_id: self.assignment.group_id.map(|group| group.0),
+            task: Some(self.assignment.task.clone()),
+            mode: self.assignment.mode.into(),
+            stop_reason: outcome.stop_reason.into(),
+            reward: outcome.score.map(|score| score.reward),
+            success: outcome.score.map(|score| score.success),
+            answer: outcome.answer,
+            sampling_seed: self.assignment.sampling.seed,
+            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+            ..Trajectory::default()
+        };
+        mem::take(&mut self.record).write_into(&mut trajectory);
+        vec![Command::Finish(Box::new(trajectory))]
+    }
+}
+
+fn wire_call(call: &ParsedCall, status: CallStatus) -> ToolCall {
+    ToolCall {
+        name: call.name.clone(),
+        arguments_json: if call.malformed {
+            String::new()
+        } else {
+            serde_json::Value::Object(call.arguments.clone()).to_string()
+        },
+        status: status.into(),
+        raw: call.raw.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

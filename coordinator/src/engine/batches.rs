@@ -1,0 +1,326 @@
+//! The sequence of batches and the learner's place in it.
+//!
+//! Every batch gets an index, in order. A batch is served only after its record is durable, at most
+//! [`SERVED_AHEAD_MAX`] before the learner's answers. Batches are kept from the newest finished
+//! checkpoint on, so a learner that crashed gets the same ones again, byte for byte (J3, J4).
+//!
+//! Invariant: `answered <= served <= durable`, all of them positions in one sequence.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use ballast_proto::{
+    EpisodeId, Generation, GroupId,
+    v1::{NextBatchRequest, RolloutGroup, StepKind, TrainBatch, Trajectory},
+};
+
+use super::{event::StreamId, schedule::Phase};
+
+/// Batches the learner may hold unanswered: the one at hand and one ready, so that it never idles.
+pub const SERVED_AHEAD_MAX: u64 = 2;
+
+/// Closed siblings of one task.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Its id.
+    pub id: GroupId,
+    /// What its episodes came to; at least one.
+    pub trajectories: Vec<Arc<Trajectory>>,
+}
+
+/// One instruction to the learner.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Optimizer step, as in `TrainBatch`.
+    pub step: u64,
+    /// What to do.
+    pub kind: StepKind,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Part of the run it belongs to.
+    pub phase: Phase,
+    /// Groups of an RL batch.
+    pub groups: Vec<Group>,
+    /// Demonstrations of an SFT batch.
+    pub demonstrations: Vec<Arc<Trajectory>>,
+}
+
+impl Batch {
+    /// The message the learner gets. Equal batches have equal bytes.
+    #[must_use]
+    pub fn to_wire(&self) -> TrainBatch {
+        let owned = |all: &[Arc<Trajectory>]| all.iter().map(|one| one.as_ref().clone()).collect();
+        let group = |group: &Group| RolloutGroup {
+            group_id: group.id.0,
+            trajectories: owned(&group.trajectories),
+        };
+        TrainBatch {
+            step: self.step,
+            kind: self.kind.into(),
+            groups: self.groups.iter().map(group).collect(),
+            demonstrations: owned(&self.demonstrations),
+            learning_rate: self.learning_rate,
+        }
+    }
+
+    /// Everything trained on, in order.
+    pub fn trajectories(&self) -> impl Iterator<Item = &Arc<Trajectory>> {
+        self.groups.iter().flat_map(|group| &group.trajectories).chain(&self.demonstrations)
+    }
+
+    /// Ids of [`Batch::trajectories`].
+    #[must_use]
+    pub fn episodes(&self) -> Vec<EpisodeId> {
+        self.trajectories().map(|trajectory| EpisodeId(trajectory.episode_id)).collect()
+    }
+
+    /// Place in the order of the sequence: a step before its checkpoint before the end.
+    fn order(&self) -> (u64, u8) {
+        order(self.step, self.kind)
+    }
+}
+
+fn order(step: u64, kind: StepKind) -> (u64, u8) {
+    let rank = match kind {
+        StepKind::Unspecified | StepKind::Rl | StepKind::Sft => 0,
+        StepKind::Checkpoint => 1,
+        StepKind::Finish => 2,
+    };
+    (step, rank)
+}
+
+/// Why a learner, or its answer, is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error(
+        "learner {holder} ({generation}) holds the stream of batches; stop it first, or wait until \
+         its connection is found dead"
+    )]
+    Held { holder: String, generation: Generation },
+    #[error(
+        "the learner holds step {offered}, but batches are kept only from step {kept} on; start it \
+         from the checkpoint of step {kept}"
+    )]
+    TooOld { offered: u64, kept: u64 },
+    #[error(
+        "the learner holds step {offered}, but this run has only reached step {newest}; it belongs \
+         to another run"
+    )]
+    TooNew { offered: u64, newest: u64 },
+    #[error("{learner} ({generation}) is not the learner of this run at present; call NextBatch")]
+    NotTheLearner { learner: String, generation: Generation },
+    #[error("an answer for {kind:?} of step {step}, but {expected} is next")]
+    OutOfOrder { step: u64, kind: StepKind, expected: String },
+}
+
+/// What an answer means.
+#[derive(Clone, Debug)]
+pub(super) enum Completion {
+    /// The batch is finished for the first time.
+    First(Arc<Batch>),
+    /// The batch was finished before; a restarted learner did it again.
+    Again(Arc<Batch>),
+    /// This learner has answered it before.
+    Duplicate,
+}
+
+/// The connected learner.
+#[derive(Debug)]
+pub(super) struct Learner {
+    pub(super) stream: StreamId,
+    pub(super) id: String,
+    pub(super) generation: Generation,
+    pub(super) weights_address: String,
+}
+
+#[derive(Debug)]
+struct Recorded {
+    batch: Arc<Batch>,
+    durable: bool,
+    finished: bool,
+}
+
+/// All kept batches. Bounded by the steps between two checkpoints, plus [`SERVED_AHEAD_MAX`].
+#[derive(Debug, Default)]
+pub(super) struct Batches {
+    recorded: VecDeque<Recorded>,
+    /// Index of `recorded[0]`.
+    first: u64,
+    /// Index of the next batch to serve.
+    served: u64,
+    /// Index of the next batch to be answered.
+    answered: u64,
+    /// Step of the newest finished checkpoint; 0 for the initial one.
+    kept: u64,
+    /// Newest recorded optimizer step.
+    newest: u64,
+    learner: Option<Learner>,
+}
+
+impl Batches {
+    /// Appends a batch. Returns its index.
+    pub(super) fn record(&mut self, batch: Arc<Batch>) -> u64 {
+        self.newest = self.newest.max(batch.step);
+        self.recorded.push_back(Recorded { batch, durable: false, finished: false });
+        self.end() - 1
+    }
+
+    pub(super) fn mark_durable(&mut self, index: u64) {
+        if let Some(recorded) = self.at(index) {
+            recorded.durable = true;
+        }
+    }
+
+    pub(super) fn learner(&self) -> Option<&Learner> {
+        self.learner.as_ref()
+    }
+
+    /// Batches recorded and not finished.
+    pub(super) fn unfinished(&self) -> u64 {
+        self.recorded.iter().filter(|recorded| !recorded.finished).count() as u64
+    }
+
+    /// Batches served and not answered.
+    pub(super) fn outstanding(&self) -> u64 {
+        self.served - self.answered
+    }
+
+    /// Steps whose weights may be published without our knowing: after .0, up to .1.
+    pub(super) fn unconfirmed(&self) -> (u64, u64) {
+        let answered = match self.answered.checked_sub(self.first + 1) {
+            Some(offset) => self.recorded.get(offset as usize).map_or(0, |one| one.batch.step),
+            None => self.kept,
+        };
+        (answered, self.newest)
+    }
+
+    /// Lets a learner in that holds step `last_step`. Returns batches it must have finished although
+    /// their answer never arrived (the connection broke in between).
+    pub(super) fn connect(
+        &mut self,
+        stream: StreamId,
+        request: &NextBatchRequest,
+    ) -> Result<Vec<Arc<Batch>>, Refusal> {
+        if let Some(Learner { id, generation, .. }) = &self.learner {
+            return Err(Refusal::Held { holder: id.clone(), generation: *generation });
+        }
+        let offered = request.last_step;
+        if offered < self.kept {
+            return Err(Refusal::TooOld { offered, kept: self.kept });
+        }
+        // A step counts as reached once its batch was served.
+        let served = (self.served - self.first) as usize;
+        let reached = |recorded: &Recorded| recorded.batch.step;
+        let newest = self.recorded.iter().take(served).map(reached).max().unwrap_or(self.kept);
+        if offered > newest {
+            return Err(Refusal::TooNew { offered, newest });
+        }
+        // Covered: steps the learner holds, and checkpoints before or finished at that step.
+        let covered = |recorded: &&mut Recorded| match recorded.batch.order() {
+            (step, 0) => step <= offered,
+            (step, 1) => step < offered || (step == offered && recorded.finished),
+            _ => false,
+        };
+        let (mut position, mut implied) = (self.first, Vec::new());
+        for recorded in self.recorded.iter_mut().take_while(covered) {
+            if !recorded.finished {
+                recorded.finished = true;
+                implied.push(Arc::clone(&recorded.batch));
+            }
+            position += 1;
+        }
+        self.answered = position;
+        self.served = position;
+        self.learner = Some(Learner {
+            stream,
+            id: request.learner_id.clone(),
+            generation: Generation(request.generation),
+            weights_address: request.weights_address.clone(),
+        });
+        Ok(implied)
+    }
+
+    /// Forgets a learner whose stream ended. Returns whether it was the one connected.
+    pub(super) fn disconnect(&mut self, stream: StreamId) -> bool {
+        let connected = self.learner.as_ref().is_some_and(|learner| learner.stream == stream);
+        if connected {
+            self.learner = None;
+        }
+        connected
+    }
+
+    /// The next batch to serve now, and to whom.
+    pub(super) fn serve(&mut self) -> Option<(StreamId, Arc<Batch>)> {
+        let stream = self.learner.as_ref()?.stream;
+        if self.outstanding() >= SERVED_AHEAD_MAX {
+            return None;
+        }
+        let recorded = self.at(self.served).filter(|recorded| recorded.durable)?;
+        let batch = Arc::clone(&recorded.batch);
+        self.served += 1;
+        Some((stream, batch))
+    }
+
+    /// Takes an answer. Answers come in order; one that was given before changes nothing.
+    pub(super) fn complete(
+        &mut self,
+        learner: &str,
+        generation: Generation,
+        step: u64,
+        kind: StepKind,
+    ) -> Result<Completion, Refusal> {
+        let current = |one: &Learner| one.id == learner && one.generation == generation;
+        if !self.learner.as_ref().is_some_and(current) {
+            return Err(Refusal::NotTheLearner { learner: learner.into(), generation });
+        }
+        let position = self.answered;
+        let is_served = position < self.served;
+        let expected = self.at(position).filter(|_| is_served);
+        match expected {
+            Some(recorded) if (recorded.batch.step, recorded.batch.kind) == (step, kind) => {
+                let again = std::mem::replace(&mut recorded.finished, true);
+                let batch = Arc::clone(&recorded.batch);
+                self.answered += 1;
+                if kind == StepKind::Checkpoint {
+                    self.trim(step);
+                }
+                Ok(if again { Completion::Again(batch) } else { Completion::First(batch) })
+            }
+            Some(recorded) if order(step, kind) >= recorded.batch.order() => {
+                let expected = format!("{:?} of step {}", recorded.batch.kind, recorded.batch.step);
+                Err(Refusal::OutOfOrder { step, kind, expected })
+            }
+            None if step > self.newest => {
+                Err(Refusal::OutOfOrder { step, kind, expected: "no batch".into() })
+            }
+            Some(_) | None => Ok(Completion::Duplicate),
+        }
+    }
+
+    /// Drops what a checkpoint of `step` makes unnecessary.
+    fn trim(&mut self, step: u64) {
+        self.kept = step;
+        while self.first < self.answered && self.recorded.pop_front().is_some() {
+            self.first += 1;
+        }
+    }
+
+    fn end(&self) -> u64 {
+        self.first + self.recorded.len() as u64
+    }
+
+    fn at(&mut self, index: u64) -> Option<&mut Recorded> {
+        let offset = index.checked_sub(self.first)?;
+        self.recorded.get_mut(usize::try_from(offset).ok()?)
+    }
+
+    /// The cursors are ordered. Checked after every event.
+    pub(super) fn check_invariants(&self) {
+        debug_assert!(self.first <= self.answered, "an unanswered batch was dropped");
+        debug_assert!(self.answered <= self.served, "an answer came before its batch");
+        debug_assert!(self.served <= self.end(), "a batch was served that is not recorded");
+    }
+}
+
+#[cfg(test)]
+#[path = "batches_test.rs"]
+mod tests;

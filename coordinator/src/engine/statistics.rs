@@ -1,0 +1,109 @@
+//! Numbers over trajectories: what the metrics of a batch and of an evaluation are made of.
+
+use std::collections::BTreeMap;
+
+use ballast_proto::v1::{CallStatus, Role, StructuralState, Trajectory};
+
+use super::batches::{Batch, Group};
+use crate::metrics::name;
+
+/// Assistant messages of a trajectory, by what is wrong with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Messages {
+    pub(super) all: usize,
+    /// Hold a call that is malformed, names no tool, or has bad arguments.
+    pub(super) invalid: usize,
+    /// Polluted or collapsed.
+    pub(super) polluted: usize,
+}
+
+/// Counts the assistant messages.
+pub(super) fn messages(trajectory: &Trajectory) -> Messages {
+    let mut messages = Messages::default();
+    for span in trajectory.spans.iter().filter(|span| span.role() == Role::Assistant) {
+        let model_failure = |status| {
+            matches!(
+                status,
+                CallStatus::Malformed | CallStatus::UnknownTool | CallStatus::BadArguments
+            )
+        };
+        messages.all += 1;
+        messages.invalid +=
+            usize::from(span.calls.iter().any(|call| model_failure(call.status())));
+        messages.polluted += usize::from(matches!(
+            span.state(),
+            StructuralState::Polluted | StructuralState::Collapsed
+        ));
+    }
+    messages
+}
+
+/// Tool calls the policy asked for.
+pub(super) fn calls(trajectory: &Trajectory) -> usize {
+    trajectory.spans.iter().map(|span| span.calls.len()).sum()
+}
+
+/// Tokens the policy (or the expert) chose.
+pub(super) fn sampled_tokens(trajectory: &Trajectory) -> u64 {
+    trajectory.loss_mask.iter().filter(|mask| **mask != 0).count() as u64
+}
+
+/// Oldest policy version that sampled a token; `None` when none was sampled.
+pub(super) fn oldest_version(trajectory: &Trajectory) -> Option<u64> {
+    let tokens = trajectory.policy_versions.iter().zip(&trajectory.loss_mask);
+    tokens.filter(|(_, mask)| **mask != 0).map(|(version, _)| *version).min()
+}
+
+/// part / whole; 0 when there is nothing.
+pub(super) fn share(part: usize, whole: usize) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, count) = values.fold((0.0, 0usize), |(sum, count), value| (sum + value, count + 1));
+    (count > 0).then(|| sum / count as f64)
+}
+
+/// Whether all siblings got the same reward, so that no advantage is left.
+fn has_zero_variance(group: &Group) -> bool {
+    let mut rewards = group.trajectories.iter().map(|trajectory| trajectory.reward);
+    let first = rewards.next();
+    rewards.all(|reward| Some(reward) == first)
+}
+
+/// The rollout metrics of an RL batch; empty for any other.
+pub(super) fn of_batch(batch: &Batch) -> BTreeMap<String, f64> {
+    let all: Vec<&Trajectory> =
+        batch.groups.iter().flat_map(|group| &group.trajectories).map(AsRef::as_ref).collect();
+    if all.is_empty() {
+        return BTreeMap::new();
+    }
+    let mut count = Messages::default();
+    for messages in all.iter().map(|trajectory| messages(trajectory)) {
+        count.all += messages.all;
+        count.invalid += messages.invalid;
+        count.polluted += messages.polluted;
+    }
+    let current = batch.step.saturating_sub(1);
+    let staleness = |trajectory: &&Trajectory| {
+        oldest_version(trajectory).map(|version| current.saturating_sub(version))
+    };
+    let successes = all.iter().filter(|one| one.success == Some(true)).count();
+    let zero_variance = batch.groups.iter().filter(|group| has_zero_variance(group)).count();
+    let entries = [
+        (name::SUCCESS, Some(share(successes, all.len()))),
+        (name::REWARD_MEAN, mean(all.iter().filter_map(|one| one.reward).map(f64::from))),
+        (name::CALLS_MEAN, mean(all.iter().map(|one| calls(one) as f64))),
+        (name::INVALID_CALL_RATE, Some(share(count.invalid, count.all))),
+        (name::POLLUTED_RATE, Some(share(count.polluted, count.all))),
+        (
+            name::CONTROL_TOKEN_MASS,
+            mean(all.iter().filter_map(|one| one.control_token_mass).map(f64::from)),
+        ),
+        (name::TOKENS_MEAN, mean(all.iter().map(|one| one.token_ids.len() as f64))),
+        (name::STALENESS_MAX, all.iter().filter_map(staleness).max().map(|max| max as f64)),
+        (name::ZERO_VARIANCE, Some(zero_variance as f64)),
+    ];
+    let present = entries.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    present.collect()
+}

@@ -1,0 +1,100 @@
+//! What people are shown of the engine's state.
+
+use std::time::Duration;
+
+use ballast_proto::v1::{ActorStatus, LearnerStatus, RunState, StatusResponse};
+
+use super::{Engine, ending::Ending, schedule::Phase};
+
+impl Engine {
+    /// The state of the run, for the admin API.
+    #[must_use]
+    pub fn status(&self, now: Duration) -> StatusResponse {
+        let phase = self.phase();
+        let (phase_step, phase_steps) = self.progress(phase);
+        let (state, problem) = self.state();
+        let actors = self.members.iter().map(|(_, member)| ActorStatus {
+            actor_id: member.actor.0.clone(),
+            generation: member.generation.0,
+            episodes_running: member.heartbeat.episodes_running,
+            policy_version: member.heartbeat.policy_version,
+            heartbeat_age_s: now.saturating_sub(member.heard).as_secs_f64(),
+            peak_rss_bytes: member.heartbeat.peak_rss_bytes,
+            draining: member.draining,
+        });
+        let learner = self.batches.learner().map(|learner| LearnerStatus {
+            learner_id: learner.id.clone(),
+            generation: learner.generation.0,
+            weights_address: learner.weights_address.clone(),
+        });
+        StatusResponse {
+            run: self.config.run.name.clone(),
+            state: state.into(),
+            problem,
+            phase: phase.as_str().into(),
+            step: self.version.0,
+            phase_steps,
+            phase_step,
+            episodes: Some(self.dispatch.counts()),
+            actors: actors.collect(),
+            learner,
+            metrics: self.metrics.clone(),
+            evaluations: self.evaluations.clone(),
+            checkpoint: self.checkpoints.last().map(|checkpoint| checkpoint.path.clone()),
+            uptime_s: now.as_secs_f64(),
+        }
+    }
+
+    /// The phase at hand. Demonstrations come first, but only until something is trained.
+    pub(super) fn phase(&self) -> Phase {
+        let untrained = self.version.0 == 0 && self.batches.outstanding() == 0;
+        match &self.evaluation {
+            Some(_) => Phase::Evaluation,
+            None if untrained && !self.demonstrations.complete() => Phase::Demonstrations,
+            None => self.schedule.phase(),
+        }
+    }
+
+    /// (done, all): episodes in the phases that wait for episodes, optimizer steps in the others.
+    fn progress(&self, phase: Phase) -> (u64, u64) {
+        match (phase, &self.evaluation) {
+            (Phase::Demonstrations, _) => self.demonstrations.progress(),
+            (Phase::Evaluation, Some(evaluation)) => evaluation.progress(),
+            _ => self.schedule.progress(self.version.0),
+        }
+    }
+
+    fn state(&self) -> (RunState, String) {
+        let waiting = |what: &str| (RunState::Waiting, what.to_owned());
+        if self.ending == Ending::Ended {
+            return (RunState::Finished, String::new());
+        }
+        if let Some(problem) = &self.blocked {
+            return (RunState::Blocked, problem.clone());
+        }
+        if self.schedule.is_stopped() || !self.ending.is_running() {
+            return (RunState::Stopping, String::new());
+        }
+        if self.paused {
+            return (RunState::Paused, String::new());
+        }
+        match (self.members.is_empty(), self.batches.learner().is_none()) {
+            (true, true) => waiting("waiting for an actor and for the learner"),
+            (true, false) => waiting("waiting for an actor"),
+            (false, true) => waiting("waiting for the learner"),
+            (false, false) if self.lacks_demonstrations() => waiting(
+                "no demonstration could be recorded, and the next step needs some; see the log",
+            ),
+            (false, false) => (RunState::Running, String::new()),
+        }
+    }
+
+    fn lacks_demonstrations(&self) -> bool {
+        use super::schedule::Action;
+        let needs = matches!(
+            self.schedule.next(),
+            Action::Train(step) if step.kind == ballast_proto::v1::StepKind::Sft
+        );
+        needs && self.demonstrations.complete() && self.demonstrations.batch(0).is_none()
+    }
+}

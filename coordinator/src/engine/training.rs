@@ -1,0 +1,295 @@
+//! The learner's side: planning batches, serving them, taking finished steps.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use ballast_proto::{
+    Generation, ManifestHash, PolicyVersion,
+    v1::{CompleteStepRequest, NextBatchRequest, StepKind},
+};
+
+use super::{
+    Batch, CallId, Command, Engine, SERVED_AHEAD_MAX, StreamId,
+    batches::Completion,
+    evaluation::{Evaluation, EvaluationName},
+    schedule::{Action, Phase, Step},
+    statistics,
+};
+use crate::{
+    metrics::{MetricsLine, name},
+    result::CheckpointResult,
+};
+
+impl Engine {
+    pub(super) fn on_learner_connected(
+        &mut self,
+        now: Duration,
+        stream: StreamId,
+        request: &NextBatchRequest,
+    ) {
+        let refuse = |reason: String| Command::RefuseLearner { stream, reason };
+        let Some(hash) = ManifestHash::from_wire(&request.manifest_hash) else {
+            self.push(refuse("manifest_hash must have 32 bytes".into()));
+            return;
+        };
+        if !self.ending.is_running() {
+            self.push(refuse("the run is over".into()));
+            return;
+        }
+        match self.batches.connect(stream, request) {
+            Err(refusal) => {
+                self.push(Command::Warn(format!(
+                    "learner {} is refused: {refusal}",
+                    request.learner_id
+                )));
+                self.push(refuse(refusal.to_string()));
+            }
+            Ok(implied) => {
+                self.push(Command::AcceptLearner { stream });
+                self.push(Command::Inform(format!(
+                    "learner {} is here at step {}, weights at {}",
+                    request.learner_id, request.last_step, request.weights_address
+                )));
+                self.bind(request.last_step, hash);
+                for batch in implied {
+                    self.finish_batch(now, &batch, BTreeMap::new(), None);
+                }
+                self.settle_early();
+                self.announce_weights(&request.weights_address);
+            }
+        }
+    }
+
+    pub(super) fn on_learner_disconnected(&mut self, stream: StreamId) {
+        if self.batches.disconnect(stream) {
+            self.meter.learner_gone();
+            self.push(Command::Inform("the learner left; its batches wait for it".into()));
+        }
+    }
+
+    pub(super) fn on_step_completed(
+        &mut self,
+        now: Duration,
+        call: CallId,
+        request: CompleteStepRequest,
+    ) {
+        let answer = self.complete_step(now, request);
+        if let Err(reason) = &answer {
+            self.push(Command::Warn(format!("a finished step is refused: {reason}")));
+        }
+        self.push(Command::AnswerStep { call, answer });
+    }
+
+    fn complete_step(&mut self, now: Duration, request: CompleteStepRequest) -> Result<(), String> {
+        let (step, kind) = (request.step, request.kind());
+        let hash = match kind {
+            StepKind::Unspecified => return Err("kind is missing".into()),
+            StepKind::Rl | StepKind::Sft => Some(
+                ManifestHash::from_wire(&request.manifest_hash)
+                    .ok_or("manifest_hash must have 32 bytes")?,
+            ),
+            StepKind::Checkpoint | StepKind::Finish => None,
+        };
+        let generation = Generation(request.generation);
+        let completion = self
+            .batches
+            .complete(&request.learner_id, generation, step, kind)
+            .map_err(|refusal| refusal.to_string())?;
+        if let (Some(hash), Completion::First(_) | Completion::Again(_)) = (hash, &completion) {
+            self.bind(step, hash);
+        }
+        match completion {
+            Completion::First(batch) => {
+                if request.skipped {
+                    let text = format!("step {step} was skipped: a loss or gradient not finite");
+                    self.push(Command::Warn(text));
+                }
+                self.finish_batch(now, &batch, request.metrics, request.checkpoint);
+            }
+            Completion::Again(_) => {
+                self.meter.learner_answered(self.batches.outstanding() > 0);
+                self.push(Command::Inform(format!("step {step} was trained again")));
+            }
+            Completion::Duplicate => {}
+        }
+        self.settle_early();
+        Ok(())
+    }
+
+    /// Binds a version to the hash of its weights.
+    fn bind(&mut self, step: u64, hash: ManifestHash) {
+        if self.ledger.record(PolicyVersion(step), hash) {
+            self.push(Command::Warn(format!(
+                "step {step} came out differently when it was trained again ({hash}); both sets of \
+                 weights stay known"
+            )));
+        }
+    }
+
+    /// A batch is finished for the first time.
+    fn finish_batch(
+        &mut self,
+        now: Duration,
+        batch: &Batch,
+        learner_metrics: BTreeMap<String, f64>,
+        checkpoint: Option<String>,
+    ) {
+        let took = self.meter.learner_answered(self.batches.outstanding() > 0);
+        match batch.kind {
+            StepKind::Rl | StepKind::Sft => {
+                self.version = PolicyVersion(batch.step);
+                self.measure_step(now, batch, took, learner_metrics);
+            }
+            StepKind::Checkpoint => {
+                if let Some(path) = checkpoint {
+                    self.push(Command::Inform(format!("checkpoint of step {}: {path}", batch.step)));
+                    self.checkpoints.push(CheckpointResult { step: batch.step, path });
+                }
+            }
+            StepKind::Finish | StepKind::Unspecified => {}
+        }
+    }
+
+    fn measure_step(
+        &mut self,
+        now: Duration,
+        batch: &Batch,
+        took: Duration,
+        learner_metrics: BTreeMap<String, f64>,
+    ) {
+        let tokens: usize = batch.trajectories().map(|one| one.token_ids.len()).sum();
+        self.meter.train.tokens += tokens as u64;
+        self.meter.train.busy += took;
+        let mut values = statistics::of_batch(batch);
+        let mut put = |name: &str, value: f64| values.insert(name.to_owned(), value);
+        put(name::TRAIN_TOKENS, tokens as f64);
+        put(name::TRAIN_SECONDS, took.as_secs_f64());
+        if !took.is_zero() {
+            put(name::TRAIN_TOKENS_PER_S, tokens as f64 / took.as_secs_f64());
+        }
+        if let Some(rate) = self.meter.rollout_rate() {
+            put(name::ROLLOUT_TOKENS_PER_S, rate);
+        }
+        let idle: Vec<f64> =
+            self.members.iter().map(|(_, member)| member.heartbeat.idle_share.into()).collect();
+        if !idle.is_empty() {
+            put(name::IDLE_SHARE, idle.iter().sum::<f64>() / idle.len() as f64);
+        }
+        put(name::DROPPED_SIBLINGS, self.groups.dropped() as f64);
+        put(name::UNUSED, self.unused_by_reason.values().sum::<u64>() as f64);
+        // The learner measured its own step, so where both speak it is right.
+        values.extend(learner_metrics);
+        self.metrics.extend(values.clone());
+        self.push(Command::WriteMetrics(MetricsLine {
+            t: now.as_secs_f64(),
+            step: batch.step,
+            kind: if batch.kind == StepKind::Rl { "rl" } else { "sft" },
+            phase: batch.phase.as_str(),
+            name: None,
+            values,
+        }));
+    }
+
+    /// Plans what the schedule says comes next, as far ahead as allowed.
+    pub(super) fn plan(&mut self, now: Duration) {
+        while self.is_admitting() && self.batches.unfinished() < SERVED_AHEAD_MAX {
+            let planned = match self.schedule.next() {
+                Action::Train(step) => self.train_batch(step),
+                Action::Checkpoint { step } => {
+                    Some(self.bare_batch(step, StepKind::Checkpoint))
+                }
+                Action::Evaluate(name) => {
+                    if self.evaluate(now, name) {
+                        continue;
+                    }
+                    None
+                }
+                Action::Finish { step } => self.finish(step),
+            };
+            let Some(batch) = planned else { return };
+            self.schedule.advance();
+            let batch = Arc::new(batch);
+            let index = self.batches.record(Arc::clone(&batch));
+            self.push(Command::AppendBatch { index, batch });
+        }
+    }
+
+    fn train_batch(&mut self, step: Step) -> Option<Batch> {
+        let (groups, demonstrations) = match step.kind {
+            StepKind::Rl => (self.groups.take_batch(step.index)?, Vec::new()),
+            _ => (Vec::new(), self.demonstrations.batch(step.index)?),
+        };
+        let Step { step, kind, learning_rate, phase, .. } = step;
+        Some(Batch { step, kind, learning_rate, phase, groups, demonstrations })
+    }
+
+    pub(super) fn bare_batch(&self, step: u64, kind: StepKind) -> Batch {
+        let (groups, demonstrations) = (Vec::new(), Vec::new());
+        let phase = self.schedule.phase();
+        Batch { step, kind, learning_rate: 0.0, phase, groups, demonstrations }
+    }
+
+    /// Starts an evaluation once everything planned is finished, and concludes it once it is done.
+    /// Returns whether it was concluded.
+    fn evaluate(&mut self, now: Duration, name: EvaluationName) -> bool {
+        let Some(evaluation) = &self.evaluation else {
+            if self.batches.unfinished() == 0 {
+                let serial = self.evaluations_started;
+                self.evaluations_started += 1;
+                let (evaluation, wanted) =
+                    Evaluation::start(&self.config, name, serial, self.version);
+                wanted.into_iter().for_each(|one| self.dispatch.want(one));
+                self.evaluation = Some(evaluation);
+            }
+            return self.evaluation.as_ref().is_some_and(Evaluation::is_done)
+                && self.conclude(now);
+        };
+        evaluation.is_done() && self.conclude(now)
+    }
+
+    fn conclude(&mut self, now: Duration) -> bool {
+        let Some(evaluation) = self.evaluation.take() else { return false };
+        let result = evaluation.result();
+        let success = statistics::share(result.successes as usize, result.episodes as usize);
+        self.schedule.conclude(success);
+        self.push(Command::Inform(format!(
+            "{} at step {}: {} of {} episodes succeed",
+            result.name, self.version.0, result.successes, result.episodes
+        )));
+        let values = [
+            ("policy_version", result.policy_version as f64),
+            ("episodes", result.episodes.into()),
+            ("successes", result.successes.into()),
+            ("success", success),
+            ("calls_mean", result.calls_mean),
+            ("invalid_call_rate", result.invalid_call_rate),
+        ];
+        self.push(Command::WriteMetrics(MetricsLine {
+            t: now.as_secs_f64(),
+            step: self.version.0,
+            kind: "evaluation",
+            phase: Phase::Evaluation.as_str(),
+            name: Some(result.name.clone()),
+            values: values.map(|(name, value)| (name.to_owned(), value)).into(),
+        }));
+        self.note(serde_json::json!({
+            "event": "evaluated", "name": result.name, "step": self.version.0,
+            "episodes": result.episodes, "successes": result.successes,
+        }));
+        self.evaluations.push(result);
+        true
+    }
+
+    /// Serves what is ready.
+    pub(super) fn serve(&mut self) {
+        if self.paused {
+            return;
+        }
+        while let Some((stream, batch)) = self.batches.serve() {
+            self.meter.learner_busy();
+            if batch.kind == StepKind::Finish {
+                self.ending.finish_served();
+            }
+            self.push(Command::ServeBatch { stream, batch });
+        }
+    }
+}

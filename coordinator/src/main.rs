@@ -1,0 +1,56 @@
+//! `ballast-coordinator`: parse the config, build, bind, serve until the run is over.
+
+use std::io::Write as _;
+
+use anyhow::Context as _;
+use ballast_coordinator::process::Coordinator;
+use ballast_runtime::{
+    config_file::{self, ConfigArgs},
+    shutdown::Shutdown,
+    telemetry,
+};
+use clap::Parser;
+
+/// Runs the control plane of one training run.
+///
+/// It waits for one learner and any number of actors, hands out episodes, decides which batch is
+/// trained next, and ends when the schedule is done. Files go to <run.directory>/<run.name>:
+/// config.toml, journal/, metrics.jsonl, coordinator.address, and result.json at the end.
+///
+/// SIGINT or SIGTERM ends the run in order: the step at hand, a checkpoint, drained actors. A second
+/// signal exits at once. BALLAST_LOG sets the log level (for example "debug").
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:\n  \
+    ballast-coordinator --config run.toml\n  \
+    ballast-coordinator --config run.toml --set run.name=second --set run.seed=2\n  \
+    ballast-coordinator --config run.toml --dry-run"
+)]
+struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Listen beyond loopback without TLS or tokens. Only for a network in which every peer is
+    /// trusted, for example a cluster closed by a network policy.
+    #[arg(long)]
+    insecure_listen: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let config = args.config.load()?;
+    if args.config.dry_run {
+        std::io::stdout().write_all(config_file::to_toml(&config).as_bytes())?;
+        return Ok(());
+    }
+    telemetry::init("coordinator");
+    tokio::runtime::Runtime::new().context("cannot start the async runtime")?.block_on(async {
+        let shutdown = Shutdown::listen().context("cannot listen for signals")?;
+        let run = config.run.directory.join(&config.run.name);
+        let coordinator = Coordinator::build(config, args.insecure_listen).await?;
+        tracing::info!("listening on {}, run in {}", coordinator.address(), run.display());
+        coordinator.run(shutdown.token()).await?;
+        tracing::info!("the run is over; see {}", run.join("result.json").display());
+        Ok(())
+    })
+}

@@ -1,0 +1,121 @@
+//! A whole coordinator, from its config to its end: what `main` runs, and what tests run in process.
+
+use std::{future::Future, net::SocketAddr, time::Duration};
+
+use ballast_runtime::{
+    config::Config,
+    net::{self, BindError},
+};
+use tokio::{net::TcpListener, sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    driver::{Driver, DriverError, INPUTS_MAX},
+    engine::Engine,
+    journal_writer,
+    rpc::{self, Handle, ServeError},
+    run_directory::{RunDirectory, RunDirectoryError},
+};
+
+/// Time open calls get to end after the run is over.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
+
+/// Why a coordinator cannot run, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// The address is not loopback.
+    #[error(
+        "refusing to listen on {0}: TLS and tokens come first, so only loopback is safe; \
+         --insecure-listen overrides this on a network where every peer is trusted"
+    )]
+    Insecure(String),
+    /// The address cannot be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The run directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] RunDirectoryError),
+    /// The journal's thread cannot be started.
+    #[error("cannot start the journal's thread: {0}")]
+    Thread(std::io::Error),
+    /// The run cannot go on.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The services failed.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+/// A coordinator that is bound and has its run directory, but serves nobody yet.
+#[derive(Debug)]
+pub struct Coordinator {
+    listener: TcpListener,
+    address: SocketAddr,
+    driver: Driver,
+    handle: Handle,
+    status: tokio::sync::watch::Receiver<ballast_proto::v1::StatusResponse>,
+}
+
+impl Coordinator {
+    /// Binds the address, creates the run directory, starts the journal. Everything that can be
+    /// wrong with a start is found here.
+    ///
+    /// # Errors
+    /// See [`ProcessError`].
+    pub async fn build(config: Config, insecure_listen: bool) -> Result<Self, ProcessError> {
+        let listen = config.coordinator.listen.clone();
+        if !insecure_listen && !net::is_loopback(&listen) {
+            return Err(ProcessError::Insecure(listen));
+        }
+        let (listener, address) = net::bind(&listen).await?;
+        let (directory, journal) = RunDirectory::create(&config)?;
+        let writer = journal_writer::spawn(journal).map_err(ProcessError::Thread)?;
+        let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
+        let (driver, status) = Driver::new(Engine::new(config), inbox, writer, directory.clone())?;
+        directory.write_address(address)?;
+        Ok(Self { listener, address, driver, handle: Handle::new(inputs), status })
+    }
+
+    /// The address it listens on.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until the run is over; `stop` asks for an orderly end before that.
+    ///
+    /// # Errors
+    /// The run could not go on.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), ProcessError> {
+        let closing = CancellationToken::new();
+        let services = rpc::serve(self.listener, self.handle, self.status, closing.clone());
+        let mut services = tokio::spawn(services);
+        let driver = self.driver.run(stop);
+        // Neither branch is resumed after the other has ended, so nothing is lost.
+        let ended = tokio::select! {
+            biased;
+            ended = Box::pin(driver) => ended.map_err(ProcessError::from),
+            failed = &mut services => return flatten(failed),
+        };
+        closing.cancel();
+        within_grace(services).await;
+        ended
+    }
+}
+
+/// Waits for the services to close their calls, but not for ever.
+async fn within_grace(services: impl Future + Unpin) {
+    if timeout(CLOSE_GRACE, services).await.is_err() {
+        tracing::debug!("calls were still open when the run was over");
+    }
+}
+
+/// The services ended before the run: always a failure.
+fn flatten(
+    ended: Result<Result<(), ServeError>, tokio::task::JoinError>,
+) -> Result<(), ProcessError> {
+    match ended {
+        Ok(Err(error)) => Err(error.into()),
+        Ok(Ok(())) | Err(_) => Err(DriverError::Services.into()),
+    }
+}

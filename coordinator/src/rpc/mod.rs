@@ -1,0 +1,112 @@
+//! What the coordinator serves: the wire on one side, inputs of the loop on the other.
+
+mod admin;
+mod rollout;
+mod training;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use ballast_proto::{
+    MESSAGE_BYTES_MAX,
+    v1::{
+        FILE_DESCRIPTOR_SET, StatusResponse, admin_server::AdminServer,
+        rollout_server::RolloutServer, training_server::TrainingServer,
+    },
+};
+use ballast_runtime::net::{
+    CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW_BYTES,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Status,
+    transport::{Server, server::TcpIncoming},
+};
+
+use crate::{driver::Input, journal_writer::Intake};
+
+/// Why the services ended or never began.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// gRPC's transport failed.
+    #[error("the gRPC server failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// The descriptors built into the program do not load.
+    #[error("gRPC reflection cannot be built: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// What every service holds: the way into the loop.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    inputs: mpsc::Sender<Input>,
+    intake: Intake,
+    ids: Arc<AtomicU64>,
+}
+
+impl Handle {
+    /// A handle on the loop that reads the other end of `inputs`.
+    #[must_use]
+    pub fn new(inputs: mpsc::Sender<Input>) -> Self {
+        Self { inputs, intake: Intake::default(), ids: Arc::default() }
+    }
+
+    /// A number nobody else has: names a session, a stream or a call.
+    fn id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Waits until the loop takes the input.
+    async fn send(&self, input: Input) -> Result<(), Status> {
+        self.inputs.send(input).await.map_err(|_| Status::unavailable("the run is over"))
+    }
+}
+
+/// Serves everything until `stop`, health reporting SERVING from the start.
+///
+/// # Errors
+/// See [`ServeError`].
+pub async fn serve(
+    listener: TcpListener,
+    handle: Handle,
+    status: watch::Receiver<StatusResponse>,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<RolloutServer<rollout::Rollout>>().await;
+    reporter.set_serving::<TrainingServer<training::Training>>().await;
+    reporter.set_serving::<AdminServer<admin::Admin>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let rollout = RolloutServer::new(rollout::Rollout::new(handle.clone()))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let training = TrainingServer::new(training::Training::new(handle.clone()))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let admin = AdminServer::new(admin::Admin::new(handle, status));
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(rollout)
+        .add_service(training)
+        .add_service(admin)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            stop.cancelled_owned(),
+        )
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! Checkpoints: a Hugging Face directory that `transformers` loads, plus the optimizer's state.
+//!
+//! A checkpoint appears under its final name only when it is complete and on disk: it is written
+//! beside, synced and renamed.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use ballast_policy::{
+    CONFIG_FILE, CheckpointError, Policy, TOKENIZER_FILE, WEIGHTS_FILE, read_weights, write_weights,
+};
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::optimizer::Moments;
+
+const STATE_FILE: &str = "trainer_state.json";
+const MOMENTS_FILE: &str = "trainer_state.safetensors";
+const FIRST: &str = "optimizer.first_moment";
+const SECOND: &str = "optimizer.second_moment";
+
+/// Files that make the directory usable elsewhere; copied from the initial checkpoint when present.
+const COMPANION_FILES: [&str; 4] =
+    ["tokenizer_config.json", "generation_config.json", "chat_template.jinja", "special_tokens_map.json"];
+
+/// What is wrong with a checkpoint or the disk under it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Reading or writing the network's files failed.
+    #[error(transparent)]
+    Network(#[from] CheckpointError),
+    /// A file or directory cannot be read or written.
+    #[error("checkpoint {path}: {source}")]
+    Io {
+        /// What was touched.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The trainer's state does not belong to this network.
+    #[error("{path}: {reason}; remove this checkpoint to start from the one before it")]
+    State {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    /// Last optimizer step in the weights, the policy version they are.
+    step: u64,
+    /// Steps the optimizer took; fewer than `step` when some were skipped.
+    optimizer_steps: u64,
+}
+
+/// A complete checkpoint of a run.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Checkpoint {
+    /// Last optimizer step in the weights.
+    pub step: u64,
+    /// Its directory.
+    pub directory: PathBuf,
+}
+
+impl Checkpoint {
+    /// The newest complete checkpoint under `root`; `None` when there is none.
+    ///
+    /// # Errors
+    /// `root` exists and cannot be listed.
+    pub fn newest(root: &Path) -> Result<Option<Self>, Error> {
+        let entries = match fs::read_dir(root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Io { path: root.to_owned(), source }),
+        };
+        let complete = entries.filter_map(Result::ok).filter_map(|entry| {
+            let step = entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?;
+            let directory = entry.path();
+            directory.join(STATE_FILE).is_file().then_some(Self { step, directory })
+        });
+        Ok(complete.max())
+    }
+
+    /// Writes the checkpoint of `step` under `root`; companions come from `origin`, the directory
+    /// the run started from.
+    ///
+    /// # Errors
+    /// The disk refuses; then no `step-N` appears.
+    pub fn save(
+        root: &Path,
+        step: u64,
+        policy: &Policy,
+        moments: &Moments,
+        origin: &Path,
+    ) -> Result<Self, Error> {
+        let directory = root.join(format!("step-{step}"));
+        let beside = root.join(format!(".step-{step}.partial"));
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { path, source }
+        };
+        if beside.exists() {
+            fs::remove_dir_all(&beside).map_err(io(&beside))?;
+        }
+        fs::create_dir_all(&beside).map_err(io(&beside))?;
+        write_model(&beside, policy, origin)?;
+        let flat = |tensor: &Tensor| tensor.shallow_clone();
+        let moments_file = beside.join(MOMENTS_FILE);
+        let tensors =
+            [(FIRST.to_owned(), flat(&moments.first)), (SECOND.to_owned(), flat(&moments.second))];
+        write_weights(&moments_file, &tensors)?;
+        let state = State { step, optimizer_steps: moments.steps };
+        let text = serde_json::to_vec_pretty(&state).expect("two numbers always serialise");
+        let state_file = beside.join(STATE_FILE);
+        fs::write(&state_file, text).map_err(io(&state_file))?;
+        sync(&beside)?;
+        if directory.exists() {
+            // The same step again, after a restart from an older checkpoint.
+            fs::remove_dir_all(&directory).map_err(io(&directory))?;
+        }
+        fs::rename(&beside, &directory).map_err(io(&directory))?;
+        File::open(root).and_then(|root| root.sync_all()).map_err(io(root))?;
+        Ok(Self { step, directory })
+    }
+
+    /// The optimizer's moments, for a network of `parameters` numbers.
+    ///
+    /// # Errors
+    /// A missing or damaged file, or moments of another network.
+    pub fn moments(&self, policy: &Policy) -> Result<Moments, Error> {
+        let state_error = |reason: String| Error::State { path: self.directory.clone(), reason };
+        let state_file = self.directory.join(STATE_FILE);
+        let bytes = fs::read(&state_file)
+            .map_err(|source| Error::Io { path: state_file.clone(), source })?;
+        let state: State =
+            serde_json::from_slice(&bytes).map_err(|error| state_error(error.to_string()))?;
+        if state.step != self.step {
+            return Err(state_error(format!("its state says step {}", state.step)));
+        }
+        let mut tensors: BTreeMap<String, Tensor> = read_weights(&self.directory.join(MOMENTS_FILE))?;
+        let mut take = |name: &str| {
+            let tensor = tensors.remove(name).ok_or_else(|| state_error(format!("{name} is missing")))?;
+            if tensor.size() == policy.flat().size() {
+                Ok(tensor.to_device(policy.device()))
+            } else {
+                Err(state_error(format!("{name} belongs to another network")))
+            }
+        };
+        Ok(Moments { steps: state.optimizer_steps, first: take(FIRST)?, second: take(SECOND)? })
+    }
+}
+
+/// Writes the files that `transformers` loads: config, weights, tokenizer and companions.
+fn write_model(directory: &Path, policy: &Policy, origin: &Path) -> Result<(), Error> {
+    let config = directory.join(CONFIG_FILE);
+    fs::write(&config, policy.config().to_json())
+        .map_err(|source| Error::Io { path: config.clone(), source })?;
+    write_weights(&directory.join(WEIGHTS_FILE), &policy.named_tensors())?;
+    for name in COMPANION_FILES.iter().chain(&[TOKENIZER_FILE]) {
+        let from = origin.join(name);
+        if from.is_file() {
+            fs::copy(&from, directory.join(name))
+                .map_err(|source| Error::Io { path: from, source })?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes every file of a directory, and the directory itself, durable.
+fn sync(directory: &Path) -> Result<(), Error> {
+    let sync_one = |path: &Path| {
+        File::open(path)
+            .and_then(|file| file.sync_all())
+            .map_err(|source| Error::Io { path: path.to_owned(), source })
+    };
+    let entries = fs::read_dir(directory)
+        .map_err(|source| Error::Io { path: directory.to_owned(), source })?;
+    for entry in entries.filter_map(Result::ok) {
+        sync_one(&entry.path())?;
+    }
+    sync_one(directory)
+}

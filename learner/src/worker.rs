@@ -1,0 +1,303 @@
+//! Carries out batches: the trainer, the weight store and the checkpoints behind one method.
+//! Synchronous; the driver runs it on a thread of its own.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use ballast_chat::Tokenizer;
+use ballast_policy::{
+    Policy, TOKENIZER_FILE, WEIGHTS_FILE, open_device, read_config, read_weights, set_threads,
+};
+use ballast_proto::{
+    InvalidTrajectory, ManifestHash, PolicyVersion,
+    v1::{StepKind, TrainBatch},
+    verify_trajectory,
+};
+use ballast_runtime::config::Config;
+use bytes::Bytes;
+
+use crate::{
+    algorithm::{Grpo, TrainingSample, supervised},
+    checkpoint::{self, Checkpoint},
+    loss::Clip,
+    optimizer::{AdamW, Moments},
+    publish::WeightStore,
+    train::{LossKind, StepReport, Trainer},
+};
+
+/// Why the learner cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The initial checkpoint or a saved one cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+    /// The initial checkpoint's network files cannot be used.
+    #[error(transparent)]
+    Network(#[from] ballast_policy::CheckpointError),
+    /// The weights are not the network's.
+    #[error("{path}: {source}")]
+    Parameters {
+        /// The checkpoint directory.
+        path: PathBuf,
+        /// What does not fit.
+        source: ballast_policy::ParameterError,
+    },
+    /// The tokenizer cannot be used.
+    #[error("{path}: {source}")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ballast_chat::TokenizerError,
+    },
+    /// Network and tokenizer disagree.
+    #[error(
+        "{path}: config.json says vocab_size {config}, but tokenizer.json has {tokenizer} tokens; \
+         use the tokenizer this checkpoint was trained with"
+    )]
+    Vocabulary {
+        /// The checkpoint directory.
+        path: PathBuf,
+        /// Rows of the embedding.
+        config: i64,
+        /// Tokens of the tokenizer.
+        tokenizer: usize,
+    },
+    /// The device is absent.
+    #[error(transparent)]
+    Device(#[from] ballast_policy::DeviceError),
+    /// The coordinator sent a trajectory that breaks M1.
+    #[error("the coordinator sent an invalid trajectory: {0}")]
+    Trajectory(#[from] InvalidTrajectory),
+    /// The coordinator sent a batch out of order.
+    #[error("the coordinator sent the batch of step {found} after step {last}")]
+    Order {
+        /// Step of the batch.
+        found: u64,
+        /// Last step in the weights.
+        last: u64,
+    },
+    /// The batch says nothing this version understands.
+    #[error("the coordinator sent a batch of unknown kind; run the same version of all roles")]
+    Kind,
+}
+
+/// What a batch led to, for the coordinator.
+#[derive(Clone, Debug)]
+pub struct Completed {
+    /// Step of the batch.
+    pub step: u64,
+    /// Kind of the batch.
+    pub kind: StepKind,
+    /// Manifest hash of the version on offer.
+    pub manifest_hash: ManifestHash,
+    /// Nothing was applied because a number was not finite.
+    pub skipped: bool,
+    /// Named scalars.
+    pub metrics: BTreeMap<String, f64>,
+    /// Directory of a checkpoint just written.
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// The learner's state between batches.
+#[derive(Debug)]
+pub struct Worker {
+    trainer: Trainer,
+    store: WeightStore,
+    grpo: Grpo,
+    clip: Clip,
+    step: u64,
+    manifest_hash: ManifestHash,
+    origin: PathBuf,
+    checkpoints: PathBuf,
+}
+
+impl Worker {
+    /// Loads the newest checkpoint of the run, or the initial one, and publishes it.
+    ///
+    /// # Errors
+    /// Anything missing, damaged or inconsistent, by name.
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let device = open_device(&config.learner.device)?;
+        set_threads(config.learner.threads);
+        let origin = config.model.checkpoint.clone();
+        let checkpoints = config.run.directory.join(&config.run.name).join("checkpoints");
+        let saved = Checkpoint::newest(&checkpoints)?;
+        let directory = saved.as_ref().map_or(&origin, |saved| &saved.directory);
+        let policy = load_policy(directory, device)?;
+        let tokenizer = load_tokenizer(directory, &policy)?;
+        let moments = match &saved {
+            Some(saved) => saved.moments(&policy)?,
+            None => Moments::zero(policy.flat()),
+        };
+        let step = saved.as_ref().map_or(0, |saved| saved.step);
+        tracing::info!("weights from {}, step {step}", directory.display());
+        let settings = &config.optimizer;
+        let optimizer =
+            AdamW::new(settings.beta1, settings.beta2, settings.weight_decay, moments);
+        let store = WeightStore::new(Bytes::copy_from_slice(tokenizer.json()));
+        let manifest_hash = store.publish(PolicyVersion(step), &policy);
+        let trainer = Trainer::new(
+            policy,
+            optimizer,
+            settings.gradient_norm_max,
+            config.learner.micro_batch_tokens as usize,
+        );
+        Ok(Self {
+            trainer,
+            store,
+            grpo: Grpo { divide_by_std: config.rl.advantage_std },
+            clip: Clip { low: config.rl.clip_low, high: config.rl.clip_high },
+            step,
+            manifest_hash,
+            origin,
+            checkpoints,
+        })
+    }
+
+    /// Weights on offer, for the `Weights` service.
+    #[must_use]
+    pub fn store(&self) -> &WeightStore {
+        &self.store
+    }
+
+    /// Last optimizer step in the weights.
+    #[must_use]
+    pub fn last_step(&self) -> u64 {
+        self.step
+    }
+
+    /// Manifest hash of the version on offer.
+    #[must_use]
+    pub fn manifest_hash(&self) -> ManifestHash {
+        self.manifest_hash
+    }
+
+    /// Carries out one batch.
+    ///
+    /// # Errors
+    /// A batch that is out of order or malformed, or a checkpoint the disk refuses.
+    pub fn perform(&mut self, batch: &TrainBatch) -> Result<Completed, Error> {
+        match batch.kind() {
+            StepKind::Rl | StepKind::Sft => self.train(batch),
+            StepKind::Checkpoint => {
+                let checkpoint = self.save()?;
+                Ok(self.completed(batch, BTreeMap::new(), Some(checkpoint.directory)))
+            }
+            StepKind::Finish => Ok(self.completed(batch, BTreeMap::new(), None)),
+            StepKind::Unspecified => Err(Error::Kind),
+        }
+    }
+
+    /// Writes a checkpoint of the weights as they are.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn save(&self) -> Result<Checkpoint, Error> {
+        let moments = self.trainer.optimizer().moments();
+        let policy = self.trainer.policy();
+        Ok(Checkpoint::save(&self.checkpoints, self.step, policy, moments, &self.origin)?)
+    }
+
+    fn train(&mut self, batch: &TrainBatch) -> Result<Completed, Error> {
+        if batch.step != self.step + 1 {
+            return Err(Error::Order { found: batch.step, last: self.step });
+        }
+        let (samples, kind) = self.samples(batch)?;
+        let report = self.trainer.step(&samples, kind, batch.learning_rate);
+        if report.skipped {
+            tracing::warn!(step = batch.step, "skipped: a loss or gradient was not finite");
+        }
+        self.step = batch.step;
+        let published = Instant::now();
+        self.manifest_hash = self.store.publish(PolicyVersion(self.step), self.trainer.policy());
+        let mut metrics = metrics(&report, kind, batch.learning_rate);
+        metrics.insert("publish/seconds".to_owned(), published.elapsed().as_secs_f64());
+        let mut completed = self.completed(batch, metrics, None);
+        completed.skipped = report.skipped;
+        Ok(completed)
+    }
+
+    fn samples(&self, batch: &TrainBatch) -> Result<(Vec<TrainingSample>, LossKind), Error> {
+        let explored = batch.groups.iter().flat_map(|group| &group.trajectories);
+        for trajectory in explored.chain(&batch.demonstrations) {
+            verify_trajectory(trajectory)?;
+        }
+        Ok(match batch.kind() {
+            StepKind::Rl => {
+                (self.grpo.samples(&batch.groups), LossKind::PolicyGradient(self.clip))
+            }
+            _ => (supervised(&batch.demonstrations), LossKind::CrossEntropy),
+        })
+    }
+
+    fn completed(
+        &self,
+        batch: &TrainBatch,
+        metrics: BTreeMap<String, f64>,
+        checkpoint: Option<PathBuf>,
+    ) -> Completed {
+        Completed {
+            step: batch.step,
+            kind: batch.kind(),
+            manifest_hash: self.manifest_hash,
+            skipped: false,
+            metrics,
+            checkpoint,
+        }
+    }
+}
+
+/// Loads a network from a checkpoint directory.
+///
+/// # Errors
+/// Anything missing, damaged or inconsistent, by name.
+pub fn load_policy(directory: &Path, device: tch::Device) -> Result<Policy, Error> {
+    let config = read_config(directory)?;
+    let weights = read_weights(&directory.join(WEIGHTS_FILE))?;
+    Policy::new(config, &weights, device)
+        .map_err(|source| Error::Parameters { path: directory.to_owned(), source })
+}
+
+fn load_tokenizer(directory: &Path, policy: &Policy) -> Result<Tokenizer, Error> {
+    let path = directory.join(TOKENIZER_FILE);
+    let tokenizer = Tokenizer::from_file(&path)
+        .map_err(|source| Error::Tokenizer { path: path.clone(), source })?;
+    let config = policy.config().vocab_size;
+    if i64::try_from(tokenizer.vocab_size()) != Ok(config) {
+        let tokenizer = tokenizer.vocab_size();
+        return Err(Error::Vocabulary { path: directory.to_owned(), config, tokenizer });
+    }
+    Ok(tokenizer)
+}
+
+/// Named scalars of a step; `docs/metrics.md` lists them with their units.
+fn metrics(report: &StepReport, kind: LossKind, learning_rate: f64) -> BTreeMap<String, f64> {
+    let mut metrics = BTreeMap::new();
+    let mut add = |name: &str, value: f64| metrics.insert(name.to_owned(), value);
+    match kind {
+        LossKind::PolicyGradient(_) => {
+            add("loss/policy_gradient", report.loss);
+            add("train/clip_fraction", report.clip_fraction);
+            add("train/behavior_kl", report.behavior_kl);
+            add("train/importance_ratio", report.importance_ratio);
+        }
+        LossKind::CrossEntropy => {
+            add("loss/cross_entropy", report.loss);
+        }
+    }
+    add("train/entropy", report.entropy);
+    add("train/gradient_norm", report.gradient_norm);
+    add("train/learning_rate", learning_rate);
+    add("train/tokens", report.processed_tokens);
+    add("train/trained_tokens", report.trained_tokens);
+    add("train/seconds", report.seconds);
+    if report.seconds > 0.0 {
+        add("train/tokens_per_s", report.processed_tokens / report.seconds);
+    }
+    add("train/skipped", f64::from(u8::from(report.skipped)));
+    metrics
+}
