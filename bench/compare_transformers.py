@@ -10,6 +10,7 @@ import sys
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 TOLERANCE = 1e-4
 
@@ -21,6 +22,7 @@ PROMPTS = [
 
 
 def main(checkpoint, learner):
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     worst = 0.0

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use ballast_chat::Tokenizer;
 use ballast_policy::{
-    Draw, KvCache, ModelConfig, Policy, Sampler, open_device, set_threads, tensor_from_bytes,
+    Device, Draw, KvCache, ModelConfig, Policy, Sampler, Tensor, open_device, set_threads,
+    tensor_from_bytes,
 };
-use tch::{Device, Tensor};
+
 
 use crate::{
     decoder::{DecodeError, Decoder, DecoderFactory, Sampled, Sampling},

@@ -6,7 +6,7 @@ use crate::environment::{Environment, InfrastructureError};
 use crate::market::{self, Market};
 use crate::split::{SPLITS, Split};
 
-const WORLDS: [&str; 1] = [market::NAME];
+const WORLDS: [&str; 2] = [market::NAME, market::BASICS_NAME];
 
 /// Why a task could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,7 @@ pub fn open(task: &TaskRef) -> Result<Box<dyn Environment>, OpenError> {
         || Split::named(&task.split).ok_or_else(|| OpenError::UnknownSplit(task.split.clone()));
     match task.world.as_str() {
         market::NAME => Ok(Box::new(Market::open(split()?, task.seed, task.calls)?)),
+        market::BASICS_NAME => Ok(Box::new(Market::open_basic(split()?, task.seed, task.calls)?)),
         _ => Err(OpenError::UnknownWorld(task.world.clone())),
     }
 }
@@ -74,7 +75,10 @@ mod tests {
             let error = open(&reference).err().expect("the reference is bad");
             assert_eq!(error.to_string(), message);
         };
-        check(task("moon", "train", 0, 2), "unknown world \"moon\"; the worlds are: market");
+        check(
+            task("moon", "train", 0, 2),
+            "unknown world \"moon\"; the worlds are: market, market_basics",
+        );
         check(
             task("market", "dev", 0, 2),
             "unknown split \"dev\"; the splits are: train, validation, test",

@@ -12,7 +12,7 @@ use std::{
 
 use ballast_proto::{
     EpisodeId,
-    v1::{CoordinatorMessage, StatusResponse, TrainBatch, coordinator_message::Message},
+    v1::{CoordinatorMessage, StatusResponse, StepKind, TrainBatch, coordinator_message::Message},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -250,6 +250,9 @@ impl Driver {
                     // Full is ruled out: the engine serves no more than the channel holds. Closed
                     // is about to be reported by the stream itself.
                     drop(batches.try_send(Ok(batch.to_wire())));
+                    if batch.kind == StepKind::Finish {
+                        self.learners.remove(&stream);
+                    }
                 }
             }
             Command::AnswerStep { call, answer } => {

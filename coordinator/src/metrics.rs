@@ -168,7 +168,8 @@ mod tests {
         writer.write(&line).expect("write");
         drop(writer);
         MetricsWriter::open(&path).expect("open again").write(&line).expect("append");
-        let one = r#"{"t":1.5,"step":3,"kind":"rl","phase":"rl","loss/x":null,"rollout/success":0.5}"#;
+        let one =
+            r#"{"t":1.5,"step":3,"kind":"rl","phase":"rl","loss/x":null,"rollout/success":0.5}"#;
         let text = std::fs::read_to_string(&path).expect("readable");
         assert_eq!(text, format!("{one}\n{one}\n"));
     }

@@ -8,11 +8,7 @@ use std::{
 
 use ballast_runtime::{atomic_file, config::Config, config_file};
 
-use crate::{
-    journal::Journal,
-    metrics::MetricsWriter,
-    result::RunResult,
-};
+use crate::{journal::Journal, metrics::MetricsWriter, result::RunResult};
 
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]

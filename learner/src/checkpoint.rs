@@ -24,8 +24,12 @@ const FIRST: &str = "optimizer.first_moment";
 const SECOND: &str = "optimizer.second_moment";
 
 /// Files that make the directory usable elsewhere; copied from the initial checkpoint when present.
-const COMPANION_FILES: [&str; 4] =
-    ["tokenizer_config.json", "generation_config.json", "chat_template.jinja", "special_tokens_map.json"];
+const COMPANION_FILES: [&str; 4] = [
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+];
 
 /// What is wrong with a checkpoint or the disk under it.
 #[derive(Debug, thiserror::Error)]
@@ -144,9 +148,11 @@ impl Checkpoint {
         if state.step != self.step {
             return Err(state_error(format!("its state says step {}", state.step)));
         }
-        let mut tensors: BTreeMap<String, Tensor> = read_weights(&self.directory.join(MOMENTS_FILE))?;
+        let mut tensors: BTreeMap<String, Tensor> =
+            read_weights(&self.directory.join(MOMENTS_FILE))?;
         let mut take = |name: &str| {
-            let tensor = tensors.remove(name).ok_or_else(|| state_error(format!("{name} is missing")))?;
+            let tensor =
+                tensors.remove(name).ok_or_else(|| state_error(format!("{name} is missing")))?;
             if tensor.size() == policy.flat().size() {
                 Ok(tensor.to_device(policy.device()))
             } else {

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use ballast_runtime::{backoff::Backoff, net::connect_with_retry};
 use ballast_proto::v1::{StepKind, TrainBatch};
+use ballast_runtime::{backoff::Backoff, net::connect_with_retry};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
@@ -146,7 +146,10 @@ impl Driver {
         }
     }
 
-    async fn open(&mut self, coordinator: &mut Coordinator) -> Result<Streaming<TrainBatch>, Status> {
+    async fn open(
+        &mut self,
+        coordinator: &mut Coordinator,
+    ) -> Result<Streaming<TrainBatch>, Status> {
         let worker = self.worker.as_ref().ok_or_else(|| Status::internal("the worker is gone"))?;
         let (step, hash) = (worker.last_step(), worker.manifest_hash());
         let batches = coordinator.next_batches(step, hash).await?;

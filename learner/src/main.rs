@@ -17,7 +17,11 @@ use ballast_learner::{
 use ballast_policy::{WEIGHTS_FILE, read_weights, write_weights_bf16};
 use ballast_proto::{Generation, v1::weights_server::WeightsServer};
 use ballast_runtime::{
-    config::Config, config_file::{ConfigArgs, to_toml}, net, shutdown::Shutdown, telemetry,
+    config::Config,
+    config_file::{ConfigArgs, to_toml},
+    net,
+    shutdown::Shutdown,
+    telemetry,
 };
 use clap::{Parser, Subcommand};
 use tonic::transport::Server;
@@ -152,7 +156,8 @@ async fn serve(arguments: &Arguments, config: &Config, worker: Worker) -> anyhow
         .add_service(weights)
         .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
     let advertised = &config.learner.advertise;
-    let weights_address = if advertised.is_empty() { bound.to_string() } else { advertised.clone() };
+    let weights_address =
+        if advertised.is_empty() { bound.to_string() } else { advertised.clone() };
     tracing::info!("weights at {weights_address}");
     let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let identity = LearnerIdentity {
@@ -160,7 +165,8 @@ async fn serve(arguments: &Arguments, config: &Config, worker: Worker) -> anyhow
         generation: Generation(u64::try_from(started.as_millis()).unwrap_or(u64::MAX)),
         weights_address,
     };
-    let coordinator = arguments.coordinator.clone().unwrap_or_else(|| config.coordinator.listen.clone());
+    let coordinator =
+        arguments.coordinator.clone().unwrap_or_else(|| config.coordinator.listen.clone());
     let driver = Driver::new(coordinator, identity, worker, shutdown.token());
     tokio::select! {
         ended = driver.run() => Ok(ended?),

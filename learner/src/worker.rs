@@ -136,8 +136,7 @@ impl Worker {
         let step = saved.as_ref().map_or(0, |saved| saved.step);
         tracing::info!("weights from {}, step {step}", directory.display());
         let settings = &config.optimizer;
-        let optimizer =
-            AdamW::new(settings.beta1, settings.beta2, settings.weight_decay, moments);
+        let optimizer = AdamW::new(settings.beta1, settings.beta2, settings.weight_decay, moments);
         let store = WeightStore::new(Bytes::copy_from_slice(tokenizer.json()));
         let manifest_hash = store.publish(PolicyVersion(step), &policy);
         let trainer = Trainer::new(
@@ -227,9 +226,7 @@ impl Worker {
             verify_trajectory(trajectory)?;
         }
         Ok(match batch.kind() {
-            StepKind::Rl => {
-                (self.grpo.samples(&batch.groups), LossKind::PolicyGradient(self.clip))
-            }
+            StepKind::Rl => (self.grpo.samples(&batch.groups), LossKind::PolicyGradient(self.clip)),
             _ => (supervised(&batch.demonstrations), LossKind::CrossEntropy),
         })
     }

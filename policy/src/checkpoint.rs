@@ -1,7 +1,12 @@
 //! A Hugging Face checkpoint directory: `config.json`, `model.safetensors`, and the bytes of single
 //! tensors for the wire.
 
-use std::{collections::BTreeMap, fs::File, io, path::{Path, PathBuf}};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
 
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -20,7 +25,9 @@ pub const WEIGHTS_FILE: &str = "model.safetensors";
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file is missing or cannot be read or written.
-    #[error("{path}: {source}; a checkpoint directory holds config.json, tokenizer.json and model.safetensors")]
+    #[error(
+        "{path}: {source}; a checkpoint directory holds config.json, tokenizer.json and model.safetensors"
+    )]
     Io {
         /// The file.
         path: PathBuf,
@@ -93,12 +100,13 @@ pub fn read_weights(path: &Path) -> Result<BTreeMap<String, Tensor>, CheckpointE
     for (name, view) in tensors.iter() {
         let shape: Vec<i64> = view.shape().iter().map(|dim| *dim as i64).collect();
         let dtype = format!("{:?}", view.dtype());
-        let tensor = tensor_from_bytes(&dtype, &shape, view.data()).map_err(|error| match error {
-            CheckpointError::Dtype { dtype, .. } => {
-                CheckpointError::Dtype { name: name.to_owned(), dtype }
-            }
-            other => other,
-        })?;
+        let tensor =
+            tensor_from_bytes(&dtype, &shape, view.data()).map_err(|error| match error {
+                CheckpointError::Dtype { dtype, .. } => {
+                    CheckpointError::Dtype { name: name.to_owned(), dtype }
+                }
+                other => other,
+            })?;
         named.insert(name.to_owned(), tensor);
     }
     Ok(named)
@@ -117,7 +125,10 @@ pub fn write_weights(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), Ch
 ///
 /// # Errors
 /// The disk refuses.
-pub fn write_weights_bf16(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), CheckpointError> {
+pub fn write_weights_bf16(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+) -> Result<(), CheckpointError> {
     write(path, tensors, Dtype::BF16)
 }
 
@@ -125,7 +136,8 @@ fn write(path: &Path, tensors: &[(String, Tensor)], dtype: Dtype) -> Result<(), 
     let bytes: Vec<(&String, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, tensor)| {
-            let shape = tensor.size().iter().map(|dim| usize::try_from(*dim).unwrap_or(0)).collect();
+            let shape =
+                tensor.size().iter().map(|dim| usize::try_from(*dim).unwrap_or(0)).collect();
             let kind = if dtype == Dtype::BF16 { Kind::BFloat16 } else { Kind::Float };
             (name, shape, bytes_as(tensor, kind))
         })
@@ -159,7 +171,11 @@ fn bytes_as(tensor: &Tensor, kind: Kind) -> Vec<u8> {
 ///
 /// # Errors
 /// A dtype that is not F32, F16 or BF16, or a byte string of the wrong size.
-pub fn tensor_from_bytes(dtype: &str, shape: &[i64], bytes: &[u8]) -> Result<Tensor, CheckpointError> {
+pub fn tensor_from_bytes(
+    dtype: &str,
+    shape: &[i64],
+    bytes: &[u8],
+) -> Result<Tensor, CheckpointError> {
     let (kind, width) = match dtype {
         "F32" => (Kind::Float, 4),
         "F16" => (Kind::Half, 2),

@@ -119,14 +119,15 @@ impl ModelConfig {
 }
 
 fn refuse_unsupported(json: &Map<String, Value>) -> Result<(), ConfigError> {
-    let refuse = |key: &'static str, supported: &'static str, accepted: fn(&Value) -> bool| {
-        match json.get(key) {
+    let refuse =
+        |key: &'static str, supported: &'static str, accepted: fn(&Value) -> bool| match json
+            .get(key)
+        {
             Some(value) if !accepted(value) => {
                 Err(ConfigError::Unsupported { key, value: value.to_string(), supported })
             }
             _ => Ok(()),
-        }
-    };
+        };
     if json.get("model_type").is_none() {
         return Err(ConfigError::Key("model_type", "string"));
     }
@@ -151,7 +152,9 @@ fn rope_theta(json: &Map<String, Value>) -> Result<f64, ConfigError> {
         return json.get("rope_theta").and_then(Value::as_f64).ok_or(missing);
     };
     match parameters.get("rope_type").and_then(Value::as_str) {
-        None | Some("default") => parameters.get("rope_theta").and_then(Value::as_f64).ok_or(missing),
+        None | Some("default") => {
+            parameters.get("rope_theta").and_then(Value::as_f64).ok_or(missing)
+        }
         Some(other) => Err(ConfigError::Unsupported {
             key: "rope_parameters.rope_type",
             value: other.to_owned(),

@@ -18,7 +18,9 @@ pub enum DeviceError {
     )]
     NoBackend(String),
     /// The backend is there, a GPU is not.
-    #[error("device = \"cuda\", but libtorch finds no usable GPU; check the driver, or set device = \"cpu\"")]
+    #[error(
+        "device = \"cuda\", but libtorch finds no usable GPU; check the driver, or set device = \"cpu\""
+    )]
     NoGpu,
 }
 

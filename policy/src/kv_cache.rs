@@ -34,9 +34,8 @@ impl KvCache {
     #[must_use]
     pub fn new(config: &ModelConfig, slots: usize, capacity: usize, device: Device) -> Self {
         let shape = [slots as i64, config.kv_heads, capacity as i64, config.head_dim];
-        let table = || {
-            (0..config.layers).map(|_| Tensor::zeros(shape, (Kind::Float, device))).collect()
-        };
+        let table =
+            || (0..config.layers).map(|_| Tensor::zeros(shape, (Kind::Float, device))).collect();
         Self { keys: table(), values: table(), lengths: vec![0; slots], capacity }
     }
 

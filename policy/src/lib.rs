@@ -20,12 +20,12 @@ mod transformer;
 
 pub use checkpoint::{
     CONFIG_FILE, CheckpointError, TOKENIZER_FILE, WEIGHTS_FILE, read_config, read_weights,
-    tensor_bytes, tensor_from_bytes, write_weights,
-    write_weights_bf16,
+    tensor_bytes, tensor_from_bytes, write_weights, write_weights_bf16,
 };
 pub use config::{ConfigError, ModelConfig};
 pub use device::{DeviceError, open_device, set_threads};
 pub use kv_cache::{CacheFull, KvCache};
 pub use parameters::ParameterError;
 pub use sampler::{Draw, Sampler};
+pub use tch::{Device, Tensor};
 pub use transformer::Policy;

@@ -81,7 +81,8 @@ impl LeafSpec {
 fn layer_leaves(config: &ModelConfig, index: i64) -> Vec<LeafSpec> {
     let (hidden, wide) = (config.hidden_size, config.intermediate_size);
     let (query, key) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let part = |name: &str, shape: &[i64]| (format!("model.layers.{index}.{name}.weight"), shape.to_vec());
+    let part =
+        |name: &str, shape: &[i64]| (format!("model.layers.{index}.{name}.weight"), shape.to_vec());
     vec![
         LeafSpec(vec![part("input_layernorm", &[hidden])]),
         LeafSpec(vec![
@@ -93,7 +94,10 @@ fn layer_leaves(config: &ModelConfig, index: i64) -> Vec<LeafSpec> {
         LeafSpec(vec![part("self_attn.k_norm", &[config.head_dim])]),
         LeafSpec(vec![part("self_attn.o_proj", &[hidden, query])]),
         LeafSpec(vec![part("post_attention_layernorm", &[hidden])]),
-        LeafSpec(vec![part("mlp.gate_proj", &[wide, hidden]), part("mlp.up_proj", &[wide, hidden])]),
+        LeafSpec(vec![
+            part("mlp.gate_proj", &[wide, hidden]),
+            part("mlp.up_proj", &[wide, hidden]),
+        ]),
         LeafSpec(vec![part("mlp.down_proj", &[hidden, wide])]),
     ]
 }

@@ -1,6 +1,9 @@
 //! Draws tokens from logits, one independent random stream per sequence.
 
-use rand_chacha::{ChaCha8Rng, rand_core::{RngCore as _, SeedableRng as _}};
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{RngCore as _, SeedableRng as _},
+};
 use tch::{Kind, Tensor};
 
 /// One drawn token.

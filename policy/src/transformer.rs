@@ -151,7 +151,8 @@ impl Policy {
                 None,
                 false,
             );
-            hidden = self.close(layer, &hidden, &attended.transpose(1, 2).reshape([batch * time, -1]));
+            hidden =
+                self.close(layer, &hidden, &attended.transpose(1, 2).reshape([batch * time, -1]));
         }
         self.normalise(&hidden, &self.parameters.norm).view([batch, time, -1])
     }
@@ -174,8 +175,10 @@ impl Policy {
     ) -> Result<Tensor, CacheFull> {
         tch::no_grad(|| {
             let extension = self.plan(cache, appended)?;
-            let tokens: Vec<i64> =
-                appended.iter().flat_map(|(_, tokens)| tokens.iter().map(|t| i64::from(*t))).collect();
+            let tokens: Vec<i64> = appended
+                .iter()
+                .flat_map(|(_, tokens)| tokens.iter().map(|t| i64::from(*t)))
+                .collect();
             let mut hidden = self.embed(&Tensor::from_slice(&tokens).to(self.device));
             let rotation = self.rope.at(&extension.positions);
             for (index, layer) in self.parameters.layers.iter().enumerate() {
@@ -197,7 +200,11 @@ impl Policy {
         })
     }
 
-    fn plan(&self, cache: &mut KvCache, appended: &[(usize, &[u32])]) -> Result<Extension, CacheFull> {
+    fn plan(
+        &self,
+        cache: &mut KvCache,
+        appended: &[(usize, &[u32])],
+    ) -> Result<Extension, CacheFull> {
         let (mut slots, mut positions, mut keys) = (Vec::new(), Vec::new(), 0);
         for (slot, tokens) in appended {
             let start = cache.reserve(*slot, tokens.len())?;
@@ -227,7 +234,8 @@ impl Policy {
     /// Attention of packed queries [N, H, D] over the cache's rows. Query heads that share a
     /// key/value head are laid along the time axis, so keys are never copied per head.
     fn attend(&self, query: &Tensor, keys: &Tensor, values: &Tensor, at: &Extension) -> Tensor {
-        let (kv_heads, group, dim) = (self.config.kv_heads, self.config.group(), self.config.head_dim);
+        let (kv_heads, group, dim) =
+            (self.config.kv_heads, self.config.group(), self.config.head_dim);
         let (rows, width) = (at.packing.rows, at.packing.width);
         let query = at.packing.pad(query).view([rows, width, kv_heads, group, dim]);
         let query = query.permute([0, 2, 3, 1, 4]).reshape([rows, kv_heads, group * width, dim]);
@@ -261,7 +269,8 @@ impl Policy {
         hidden: &Tensor,
         rotation: &(Tensor, Tensor),
     ) -> (Tensor, Tensor, Tensor) {
-        let (heads, kv_heads, dim) = (self.config.heads, self.config.kv_heads, self.config.head_dim);
+        let (heads, kv_heads, dim) =
+            (self.config.heads, self.config.kv_heads, self.config.head_dim);
         let mixed = self.normalise(hidden, &layer.input_norm).matmul(&layer.qkv.tr());
         let mixed = mixed.view([-1, heads + 2 * kv_heads, dim]);
         let query = self.normalise(&mixed.narrow(1, 0, heads), &layer.q_norm);
@@ -285,9 +294,12 @@ impl Policy {
         if group == 1 {
             return x.shallow_clone();
         }
-        x.unsqueeze(2)
-            .expand([batch, kv_heads, group, time, dim], false)
-            .reshape([batch, kv_heads * group, time, dim])
+        x.unsqueeze(2).expand([batch, kv_heads, group, time, dim], false).reshape([
+            batch,
+            kv_heads * group,
+            time,
+            dim,
+        ])
     }
 }
 
@@ -330,11 +342,15 @@ impl Packing {
 
     /// [N, ..] -> [B * T, ..]
     fn pad(&self, packed: &Tensor) -> Tensor {
-        self.cells.as_ref().map_or_else(|| packed.shallow_clone(), |cells| packed.index_select(0, cells))
+        self.cells
+            .as_ref()
+            .map_or_else(|| packed.shallow_clone(), |cells| packed.index_select(0, cells))
     }
 
     /// [B * T, ..] -> [N, ..]
     fn unpad(&self, grid: &Tensor) -> Tensor {
-        self.tokens.as_ref().map_or_else(|| grid.shallow_clone(), |tokens| grid.index_select(0, tokens))
+        self.tokens
+            .as_ref()
+            .map_or_else(|| grid.shallow_clone(), |tokens| grid.index_select(0, tokens))
     }
 }

@@ -50,8 +50,7 @@ fn prefill_and_decode_agree_with_the_whole_sequence() {
             .enumerate()
             .map(|(row, (slot, tokens, cuts))| (*slot, &tokens[at[row]..at[row] + cuts[round]]))
             .collect();
-        let logprobs =
-            policy.extend(&mut cache, &appended).unwrap().log_softmax(-1, Kind::Float);
+        let logprobs = policy.extend(&mut cache, &appended).unwrap().log_softmax(-1, Kind::Float);
         for (row, (_, tokens, cuts)) in sequences.iter().enumerate() {
             at[row] += cuts[round];
             let expected = whole(&policy, tokens).get(at[row] as i64 - 1);

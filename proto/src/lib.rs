@@ -16,6 +16,8 @@ mod trajectory;
     unused_qualifications,
     unreachable_pub,
     clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
     reason = "generated code"
 )]
 pub mod v1 {

@@ -53,7 +53,8 @@ pub fn verify_manifest(manifest: &WeightManifest) -> Result<ManifestHash, Invali
         let bytes = entry.shape.iter().fold(width, |bytes: u64, dim| bytes.saturating_mul(*dim));
         tensors = tensors.saturating_add(bytes);
     }
-    let chunks = manifest.chunks.iter().fold(0u64, |sum, chunk| sum.saturating_add(chunk.size_bytes));
+    let chunks =
+        manifest.chunks.iter().fold(0u64, |sum, chunk| sum.saturating_add(chunk.size_bytes));
     if chunks != tensors {
         return Err(InvalidManifest::Size { version, chunks, tensors });
     }

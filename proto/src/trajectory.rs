@@ -103,11 +103,10 @@ fn verify_spans(trajectory: &Trajectory) -> Result<(), InvalidTrajectory> {
             return Err(InvalidTrajectory::Spans { episode, at });
         }
         let range = span.start as usize..span.end as usize;
-        if span.role() != Role::Assistant {
-            if let Some(offset) = trajectory.loss_mask[range].iter().position(|mask| *mask != 0) {
-                let token = span.start as usize + offset;
-                return Err(InvalidTrajectory::ForeignLoss { episode, token });
-            }
+        let carries_loss = trajectory.loss_mask[range].iter().position(|mask| *mask != 0);
+        if let (Some(offset), true) = (carries_loss, span.role() != Role::Assistant) {
+            let token = span.start as usize + offset;
+            return Err(InvalidTrajectory::ForeignLoss { episode, token });
         }
         at = span.end;
     }
@@ -157,7 +156,10 @@ mod tests {
             loss_mask: vec![0, 0, 1, 1],
             behavior_logprobs: vec![0.0, 0.0, -0.5, -1.0],
             policy_versions: vec![0, 0, 3, 3],
-            sampled_versions: vec![SampledVersion { policy_version: 3, manifest_hash: vec![0; 32] }],
+            sampled_versions: vec![SampledVersion {
+                policy_version: 3,
+                manifest_hash: vec![0; 32],
+            }],
             spans: vec![
                 Span { role: Role::User.into(), start: 0, end: 2, ..Default::default() },
                 Span { role: Role::Assistant.into(), start: 2, end: 4, ..Default::default() },

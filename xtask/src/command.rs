@@ -48,12 +48,14 @@ pub(crate) fn output(command: &mut Command) -> Result<Output> {
     command.output().with_context(|| cannot_start(command))
 }
 
-/// Runs `command` and returns its standard output; fails, with its standard error, unless it
+/// Runs `command` and returns its standard output; fails, with what it complained about, unless it
 /// succeeds.
 pub(crate) fn stdout(command: &mut Command) -> Result<String> {
     let output = output(command)?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
+        // Most programs complain on standard error; formatters print what they would change.
+        let complaint = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
+        let said = String::from_utf8_lossy(complaint);
         bail!("`{}` failed ({}):\n{}", line(command), output.status, said.trim_end());
     }
     String::from_utf8(output.stdout)

@@ -29,7 +29,7 @@ pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
     );
     setup::run(checkout)?;
     command::run(command::cargo(checkout).args(["build", "--quiet"]))?;
-    let mut python = command::program(checkout, python::peers(checkout)?);
+    let mut python = python::peers(checkout)?;
     python.arg(SCRIPT).arg(&checkpoint).arg(checkout.program("ballast-learner"));
     command::run(&mut python)
 }

@@ -57,7 +57,7 @@ enum Task {
     /// Check format, lints, documentation, dependencies, licences and manifests; changes no source.
     ///
     /// All checks run before the verdict, each on a line of its own.
-    Verify,
+    Verify(verify::Options),
     /// Measure Ballast beside a peer on this machine.
     ///
     /// The peers are installed into .tools at the first run.
@@ -92,7 +92,7 @@ fn run(task: Task) -> Result<()> {
         Task::Quickstart(options) => quickstart::run(&checkout, &options),
         Task::Setup => setup::run(&checkout),
         Task::Test { arguments } => test::run(&checkout, &arguments),
-        Task::Verify => verify::run(&checkout),
+        Task::Verify(options) => verify::run(&checkout, &options),
         Task::Bench(options) => bench::run(&checkout, &options),
         Task::CompareTransformers(options) => compare::run(&checkout, &options),
         Task::Base(options) => base::run(&checkout, &options),

@@ -15,8 +15,16 @@ const REQUIREMENTS: &str = "bench/requirements.txt";
 /// Oldest Python for which they are all published.
 const OLDEST: &str = "import sys; sys.exit(sys.version_info < (3, 10))";
 
-/// A `python` that has the peers' packages; made and filled at the first call.
-pub(crate) fn peers(checkout: &Checkout) -> Result<PathBuf> {
+/// A `python` that has the peers' packages, to be given a script.
+pub(crate) fn peers(checkout: &Checkout) -> Result<Command> {
+    let mut python = command::program(checkout, environment(checkout)?);
+    // Checkpoints are local; without this transformers asks the network about them.
+    python.env("HF_HUB_OFFLINE", "1");
+    Ok(python)
+}
+
+/// The environment's interpreter; made and filled at the first call.
+fn environment(checkout: &Checkout) -> Result<PathBuf> {
     let folder = checkout.tools().join("python");
     let python = folder.join("bin/python");
     let stamp = folder.join(".stamp");

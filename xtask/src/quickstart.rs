@@ -63,7 +63,7 @@ pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
     let mut plot = command::program(checkout, checkout.program("ballast"));
     command::run(plot.arg("plot").arg(&directory))?;
     println!("\n{}\n", summary::table(&arms)?);
-    println!("{}", summary.closing_lines(&directory));
+    println!("{}", summary.closing_lines(&Path::new("runs").join(&name)));
     Ok(())
 }
 

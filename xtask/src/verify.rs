@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::checkout::Checkout;
 use crate::{command, kustomize, setup, test};
@@ -17,19 +17,27 @@ type Check = (&'static str, fn(&Checkout) -> Result<()>);
 const CHECKS: &[Check] = &[
     ("format", format),
     ("tidy", tidy::check),
-    ("dependency direction", dependencies::check),
-    ("licences and sources", deny),
-    ("k8s renders", |checkout| kustomize::render(checkout, "k8s/base").map(drop)),
+    ("dependencies", dependencies::check),
+    ("deny", deny),
+    ("k8s", |checkout| kustomize::render(checkout, "k8s/base").map(drop)),
     ("clippy", clippy),
-    ("documentation", documentation),
+    ("docs", docs),
 ];
 
-/// Runs all checks, then gives the verdict.
-pub(crate) fn run(checkout: &Checkout) -> Result<()> {
+/// What the command line says.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Only these checks: format, tidy, dependencies, deny, k8s, clippy, docs.
+    names: Vec<String>,
+}
+
+/// Runs the checks, then gives the verdict.
+pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
+    let checks = chosen(&options.names)?;
     setup::run(checkout)?;
     let mut failed = Vec::new();
-    for (name, check) in CHECKS {
-        print!("{name:22} ");
+    for (name, check) in &checks {
+        print!("{name:12} ");
         io::stdout().flush()?;
         let start = Instant::now();
         match check(checkout) {
@@ -41,10 +49,22 @@ pub(crate) fn run(checkout: &Checkout) -> Result<()> {
         }
     }
     if !failed.is_empty() {
-        bail!("{} of {} checks failed: {}", failed.len(), CHECKS.len(), failed.join(", "));
+        bail!("{} of {} checks failed: {}", failed.len(), checks.len(), failed.join(", "));
     }
-    println!("all {} checks passed", CHECKS.len());
+    println!("all {} checks passed", checks.len());
     Ok(())
+}
+
+/// The named checks, or all.
+fn chosen(names: &[String]) -> Result<Vec<Check>> {
+    for name in names {
+        ensure!(
+            CHECKS.iter().any(|(known, _)| known == name),
+            "there is no check named {name}; see `cargo xtask verify --help`"
+        );
+    }
+    let wanted = |check: &&Check| names.is_empty() || names.iter().any(|name| name == check.0);
+    Ok(CHECKS.iter().filter(wanted).copied().collect())
 }
 
 fn format(checkout: &Checkout) -> Result<()> {
@@ -56,7 +76,7 @@ fn clippy(checkout: &Checkout) -> Result<()> {
     command::stdout(command::cargo(checkout).args(arguments.split(' '))).map(drop)
 }
 
-fn documentation(checkout: &Checkout) -> Result<()> {
+fn docs(checkout: &Checkout) -> Result<()> {
     let mut cargo = command::cargo(checkout);
     cargo.env("RUSTDOCFLAGS", "-D warnings");
     command::stdout(cargo.args(["doc", "--quiet", "--no-deps", "--workspace"])).map(drop)

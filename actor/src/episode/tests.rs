@@ -1,7 +1,7 @@
 use ballast_proto::{ManifestHash, PolicyVersion, v1::Role, verify_trajectory};
 
 use super::*;
-use crate::testing::{self, LIMITS, language, tokenizer};
+use crate::testing::{self, language, tokenizer};
 
 const NOW: Duration = Duration::from_secs(1);
 

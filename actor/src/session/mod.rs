@@ -124,3 +124,6 @@ fn newer(last: Generation) -> Generation {
     let now_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
     Generation(now_ms).max(last.next())
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,3 +35,6 @@ pub struct StagedPolicy {
     /// Contents of `tokenizer.json`.
     pub tokenizer_json: Bytes,
 }
+
+#[cfg(test)]
+mod tests;

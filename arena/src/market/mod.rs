@@ -29,7 +29,7 @@ pub use self::initial::{CUSTOMERS, PRODUCTS};
 
 use self::database::Database;
 use self::expert::MarketExpert;
-use self::task::MarketTask;
+use self::task::{MarketTask, Requests};
 use self::tool::ToolCall;
 use crate::environment::{CallOutcome, Environment, Expert, InfrastructureError, Score};
 use crate::registry::OpenError;
@@ -41,6 +41,13 @@ pub const NAME: &str = "market";
 /// Numbers of tool calls a market task can need.
 pub const CALLS: RangeInclusive<u32> = 1..=5;
 
+/// Registered name of the world with the same market and basic requests: lists of look-ups, and
+/// single clauses of two calls. A base model is taught on it.
+pub const BASICS_NAME: &str = "market_basics";
+
+/// Numbers of tool calls a basic task can need.
+pub const BASICS_CALLS: RangeInclusive<u32> = 1..=6;
+
 /// One open market task.
 pub(crate) struct Market {
     task: MarketTask,
@@ -48,12 +55,28 @@ pub(crate) struct Market {
 }
 
 impl Market {
+    /// A task of the market itself.
     pub(crate) fn open(split: Split, seed: u64, calls: u32) -> Result<Self, OpenError> {
-        if !CALLS.contains(&calls) {
-            return Err(OpenError::Calls { world: NAME, calls, range: CALLS });
+        Self::open_drawn(Requests::All, split, seed, calls)
+    }
+
+    /// A basic task.
+    pub(crate) fn open_basic(split: Split, seed: u64, calls: u32) -> Result<Self, OpenError> {
+        Self::open_drawn(Requests::Basic, split, seed, calls)
+    }
+
+    fn open_drawn(
+        requests: Requests,
+        split: Split,
+        seed: u64,
+        calls: u32,
+    ) -> Result<Self, OpenError> {
+        let (world, range) = (requests.world(), requests.calls());
+        if !range.contains(&calls) {
+            return Err(OpenError::Calls { world, calls, range });
         }
-        let task =
-            MarketTask::draw(split, seed, calls).ok_or(OpenError::NoTask { world: NAME, seed })?;
+        let task = MarketTask::draw(requests, split, seed, calls)
+            .ok_or(OpenError::NoTask { world, seed })?;
         let database = Database::open(&task.initial).map_err(database_failed)?;
         Ok(Self { task, database })
     }

@@ -2,15 +2,18 @@
 //!
 //! The number of calls is cut into clause sizes, uniformly over the ordered ways to cut it into at
 //! most four; then each clause is drawn uniformly from the kinds of its size. So kinds are not equally
-//! frequent: small clauses, of which a task holds several, come up most.
+//! frequent: small clauses, of which a task holds several, come up most. Basic requests are cut
+//! otherwise: see [`Requests`].
 //!
 //! Three rules make every task feasible, its answer unambiguous and each of its calls needed:
 //! a product is named once; a customer's account is changed by one clause at most; and a customer is
 //! looked up again only after a change, never for what an earlier call already returned.
 
-use super::NAME;
+use std::ops::RangeInclusive;
+
 use super::clause::{Clause, Item};
 use super::initial::{Customer, InitialState, Product};
+use super::{BASICS_CALLS, BASICS_NAME, CALLS, NAME};
 use crate::draw::Draw;
 use crate::split::{DRAWS_MAX, Split, task_seed};
 
@@ -21,6 +24,16 @@ const CUTS_MAX: u64 = 15;
 const QUANTITY_MAX: i64 = 5;
 const QUANTITY_MIN: i64 = 2;
 
+/// Which requests are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Requests {
+    /// Clauses of every kind, combined freely.
+    All,
+    /// What a base model is taught: lists of look-ups, one call a clause, and each two-call clause
+    /// alone. No look-up is ever combined with a longer clause.
+    Basic,
+}
+
 /// A drawn task: where it starts and what is asked.
 pub(super) struct MarketTask {
     pub(super) initial: InitialState,
@@ -30,22 +43,47 @@ pub(super) struct MarketTask {
 
 impl MarketTask {
     /// Draws until the request text falls into `split`; `None` when `DRAWS_MAX` draws do not.
-    pub(super) fn draw(split: Split, seed: u64, calls: u32) -> Option<Self> {
+    /// Both kinds of requests share the split of a text, so what is held out from one is held out
+    /// from the other.
+    pub(super) fn draw(requests: Requests, split: Split, seed: u64, calls: u32) -> Option<Self> {
+        let stream = requests.world();
         (0..DRAWS_MAX).find_map(|attempt| {
-            let mut draw = Draw::from_seed(task_seed(NAME, split, seed, calls, attempt));
-            Self::draw_once(&mut draw, calls)
+            let mut draw = Draw::from_seed(task_seed(stream, split, seed, calls, attempt));
+            Self::draw_once(&mut draw, requests, calls)
                 .filter(|task| Split::of_request(NAME, &task.prompt) == split)
         })
     }
 
-    fn draw_once(draw: &mut Draw, calls: u32) -> Option<Self> {
+    fn draw_once(draw: &mut Draw, requests: Requests, calls: u32) -> Option<Self> {
         let initial = InitialState::draw(draw);
-        let sizes = draw_clause_sizes(draw, calls);
+        let sizes = match requests {
+            Requests::All => draw_clause_sizes(draw, calls),
+            Requests::Basic if calls == 2 && draw.below(2) == 0 => vec![2],
+            Requests::Basic => vec![1; calls as usize],
+        };
         let mut draft = Draft::new(draw, &initial);
         let clauses =
             sizes.into_iter().map(|size| draft.clause(size)).collect::<Option<Vec<_>>>()?;
         let words: Vec<String> = clauses.iter().map(Clause::to_string).collect();
         Some(Self { initial, clauses, prompt: words.join(", then ") })
+    }
+}
+
+impl Requests {
+    /// Registered name of the world that draws these requests.
+    pub(super) fn world(self) -> &'static str {
+        match self {
+            Self::All => NAME,
+            Self::Basic => BASICS_NAME,
+        }
+    }
+
+    /// Numbers of calls a request can need.
+    pub(super) fn calls(self) -> RangeInclusive<u32> {
+        match self {
+            Self::All => CALLS,
+            Self::Basic => BASICS_CALLS,
+        }
     }
 }
 
@@ -191,7 +229,7 @@ mod tests {
     fn a_draw_never_runs_out_of_names() {
         for seed in 0..2_000 {
             let mut draw = Draw::from_seed(task_seed(NAME, Split::Train, seed, 5, 0));
-            assert!(MarketTask::draw_once(&mut draw, 5).is_some());
+            assert!(MarketTask::draw_once(&mut draw, Requests::All, 5).is_some());
         }
     }
 }

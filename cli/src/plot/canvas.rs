@@ -79,7 +79,7 @@ impl Canvas {
 
     fn draw<B: DrawingBackend>(self, area: &DrawingArea<B, Shift>, figure: &Figure) -> Drawn<B> {
         area.fill(&WHITE)?;
-        let title = (FONT, self.px(20)).into_font().style(FontStyle::Bold).color(&INK);
+        let title = (FONT, self.px(22)).into_font().style(FontStyle::Bold).color(&INK);
         let (top, grid) = area.split_vertically(self.px(TITLE_HEIGHT));
         let at = (self.px(16) as i32, self.px(16) as i32);
         top.draw(&Text::new(figure.title, at, title))?;
@@ -101,13 +101,13 @@ impl Canvas {
         let mut chart = ChartBuilder::on(cell)
             .margin(self.px(10))
             .margin_right(self.px(18))
-            .caption(panel.title, self.text(14))
-            .set_label_area_size(LabelAreaPosition::Left, self.px(54))
+            .caption(panel.title, self.text(16))
+            .set_label_area_size(LabelAreaPosition::Left, self.px(58))
             .set_label_area_size(LabelAreaPosition::Bottom, self.px(38))
             .build_cartesian_2d(0.0..figure.last_step * 1.02, low..high)?;
         if panel.range().is_none() {
             let middle = (figure.last_step / 2.0, 0.5);
-            chart.draw_series([Text::new("no data", middle, self.text(13))])?;
+            chart.draw_series([Text::new("no data", middle, self.text(15))])?;
             return Ok(());
         }
         self.shade_cold_start(&mut chart, figure, (low, high))?;
@@ -117,10 +117,10 @@ impl Canvas {
             .bold_line_style(GRID)
             .axis_style(INK)
             .x_labels(8)
-            .y_labels(6)
-            .label_style(self.text(11))
+            .y_labels(panel.scale.ticks(high - low))
+            .label_style(self.text(13))
             .x_desc("optimizer step")
-            .axis_desc_style(self.text(11))
+            .axis_desc_style(self.text(13))
             .x_label_formatter(&|step| format!("{step:.0}"))
             .y_label_formatter(&|placed| panel.scale.tick(*placed, high - low))
             .draw()?;
@@ -135,7 +135,7 @@ impl Canvas {
                 .border_style(GRID)
                 .margin(self.px(8))
                 .legend_area_size(self.px(26))
-                .label_font(self.text(12))
+                .label_font(self.text(14))
                 .draw()?;
         }
         Ok(())
@@ -151,7 +151,7 @@ impl Canvas {
         let corners = [(0.0, low), (end.min(figure.last_step), high)];
         chart.draw_series([Rectangle::new(corners, COLD_START.filled())])?;
         let at = (figure.last_step * 0.006, high - (high - low) * 0.015);
-        chart.draw_series([Text::new("cold start", at, self.text(10))])?;
+        chart.draw_series([Text::new("cold start", at, self.text(12))])?;
         Ok(())
     }
 
@@ -208,7 +208,6 @@ fn rgb(hue: Hue) -> RGBColor {
         Hue::Blue => RGBColor(0x00, 0x72, 0xb2),
         Hue::Vermilion => RGBColor(0xd5, 0x5e, 0x00),
         Hue::Green => RGBColor(0x00, 0x9e, 0x73),
-        Hue::Purple => RGBColor(0xcc, 0x79, 0xa7),
         Hue::Grey => RGBColor(0x80, 0x80, 0x80),
     }
 }

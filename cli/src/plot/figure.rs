@@ -53,7 +53,6 @@ pub(super) enum Hue {
     Blue,
     Vermilion,
     Green,
-    Purple,
     Grey,
 }
 
@@ -109,6 +108,12 @@ impl Scale {
     pub(super) fn place(self, value: f64) -> Option<f64> {
         let placed = if self == Self::Log { value.log10() } else { value };
         placed.is_finite().then_some(placed)
+    }
+
+    /// How many ticks an axis of this length takes, at most.
+    pub(super) fn ticks(self, length: f64) -> usize {
+        // On the logarithmic scale only whole powers of ten.
+        if self == Self::Log { length as usize + 1 } else { 6 }
     }
 
     /// Text of a tick at `placed` on an axis of this length.

@@ -26,6 +26,9 @@ const LEARNER: usize = 1;
 
 /// Peak memory is read this often: `/proc` forgets it when a process ends.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
+/// A member that ended in order is judged after this time: at the end of a run, members may end a
+/// moment before the coordinator does.
+const SETTLE: Duration = Duration::from_secs(1);
 /// After Ctrl-C the coordinator has this long to finish the step at hand and drain the actors.
 const STOP_GRACE: Duration = Duration::from_secs(60);
 /// After the run, processes have this long to end by themselves, and again after SIGTERM.
@@ -48,8 +51,17 @@ pub(super) struct Cluster {
     processes: Vec<Process>,
     /// One task per running process: its index and how it ended.
     exits: JoinSet<(usize, io::Result<ExitStatus>)>,
-    /// One task per process that waits for its restart.
-    restarts: JoinSet<usize>,
+    /// What is to be done about members that have ended.
+    timers: JoinSet<Timer>,
+}
+
+/// Work that waits for its time, on the process of this index.
+#[derive(Debug)]
+enum Timer {
+    /// Decide about the end of a process, described for people.
+    Judge(usize, String),
+    /// Start it again.
+    Restart(usize),
 }
 
 #[derive(Debug)]
@@ -121,13 +133,14 @@ impl Cluster {
                 biased;
                 () = stop.cancelled() => return self.stop_coordinator(progress).await,
                 Some(Ok((index, exit))) = self.exits.join_next() => {
-                    let ending = is_ending(&status.borrow());
-                    if let Some(outcome) = self.on_exit(index, &exit, ending, progress) {
+                    if let Some(outcome) = self.on_exit(index, &exit, progress) {
                         return outcome;
                     }
                 }
-                Some(Ok(index)) = self.restarts.join_next() => {
-                    if !is_ending(&status.borrow()) && let Err(outcome) = self.spawn(index) {
+                Some(Ok(timer)) = self.timers.join_next() => {
+                    if !is_ending(&status.borrow())
+                        && let Some(outcome) = self.on_timer(timer, progress)
+                    {
                         return outcome;
                     }
                 }
@@ -142,36 +155,57 @@ impl Cluster {
         &mut self,
         index: usize,
         exit: &io::Result<ExitStatus>,
-        ending: bool,
         progress: &Progress,
     ) -> Option<Outcome> {
         if index == COORDINATOR {
             return Some(self.coordinator_outcome(index, exit));
         }
-        let process = &mut self.processes[index];
-        process.pid = None;
-        if ending && succeeded(exit) {
-            return None;
+        self.processes[index].pid = None;
+        let end = describe_exit(exit);
+        if !succeeded(exit) {
+            return self.judge(index, &end, progress);
         }
-        let (name, end) = (&process.program.name, describe_exit(exit));
+        self.after(SETTLE, Timer::Judge(index, end));
+        None
+    }
+
+    fn on_timer(&mut self, timer: Timer, progress: &Progress) -> Option<Outcome> {
+        match timer {
+            Timer::Judge(index, end) => self.judge(index, &end, progress),
+            Timer::Restart(index) => self.spawn(index).err(),
+        }
+    }
+
+    fn after(&mut self, delay: Duration, timer: Timer) {
+        self.timers.spawn(async move {
+            tokio::time::sleep(delay).await;
+            timer
+        });
+    }
+
+    /// Starts a member again, or gives it up; the outcome if the run cannot go on without it.
+    fn judge(&mut self, index: usize, end: &str, progress: &Progress) -> Option<Outcome> {
+        let process = &mut self.processes[index];
+        let name = &process.program.name;
         match process.restarts.on_death(process.started.elapsed()) {
             Decision::Restart { delay, attempt } => {
                 let seconds = delay.as_secs_f64();
                 progress.note(&format!(
                     "{name} {end}: restart {attempt} of {RESTARTS_MAX} in {seconds:.1} s"
                 ));
-                self.restarts.spawn(async move {
-                    tokio::time::sleep(delay).await;
-                    index
-                });
+                self.after(delay, Timer::Restart(index));
                 None
             }
             Decision::GiveUp => {
                 process.given_up = true;
                 let words = process.program.last_words();
-                let reason = format!("{name} {end} {RESTARTS_MAX} times in a row; {words}");
+                let reason =
+                    format!("{name} {end} and is given up after {RESTARTS_MAX} restarts; {words}");
+                if self.cannot_go_on(index) {
+                    return Some(Outcome::Failed(reason));
+                }
                 progress.note(&reason);
-                self.cannot_go_on(index).then_some(Outcome::Failed(reason))
+                None
             }
         }
     }
@@ -211,7 +245,7 @@ impl Cluster {
 
     /// Ends what still runs: in order after a run that ended in order, else by SIGTERM, then SIGKILL.
     pub(super) async fn stop(&mut self, outcome: &Outcome) {
-        self.restarts.abort_all();
+        self.timers.abort_all();
         self.sample();
         if !matches!(outcome, Outcome::Failed(_)) {
             self.await_exits().await;

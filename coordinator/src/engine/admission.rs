@@ -34,7 +34,8 @@ mod tests {
     #[test]
     fn the_boundary_is_exact() {
         // (step, staleness_max, first version that admits it)
-        for (step, staleness_max, first) in [(1, 0, 0), (1, 2, 0), (3, 2, 0), (4, 2, 1), (9, 0, 8)] {
+        for (step, staleness_max, first) in [(1, 0, 0), (1, 2, 0), (3, 2, 0), (4, 2, 1), (9, 0, 8)]
+        {
             assert_eq!(oldest_version(step, staleness_max), PolicyVersion(first));
             assert!(admitted(step, PolicyVersion(first), staleness_max));
             if first > 0 {

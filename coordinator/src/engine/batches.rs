@@ -118,7 +118,7 @@ pub(super) enum Completion {
     /// The batch is finished for the first time.
     First(Arc<Batch>),
     /// The batch was finished before; a restarted learner did it again.
-    Again(Arc<Batch>),
+    Again,
     /// This learner has answered it before.
     Duplicate,
 }
@@ -272,7 +272,7 @@ impl Batches {
         if !self.learner.as_ref().is_some_and(current) {
             return Err(Refusal::NotTheLearner { learner: learner.into(), generation });
         }
-        let position = self.answered;
+        let (position, newest) = (self.answered, self.newest);
         let is_served = position < self.served;
         let expected = self.at(position).filter(|_| is_served);
         match expected {
@@ -283,13 +283,13 @@ impl Batches {
                 if kind == StepKind::Checkpoint {
                     self.trim(step);
                 }
-                Ok(if again { Completion::Again(batch) } else { Completion::First(batch) })
+                Ok(if again { Completion::Again } else { Completion::First(batch) })
             }
             Some(recorded) if order(step, kind) >= recorded.batch.order() => {
                 let expected = format!("{:?} of step {}", recorded.batch.kind, recorded.batch.step);
                 Err(Refusal::OutOfOrder { step, kind, expected })
             }
-            None if step > self.newest => {
+            None if step > newest => {
                 Err(Refusal::OutOfOrder { step, kind, expected: "no batch".into() })
             }
             Some(_) | None => Ok(Completion::Duplicate),

@@ -83,11 +83,13 @@ impl Demonstrations {
     }
 
     fn recorded(&self) -> Vec<&Arc<Trajectory>> {
-        let recorded = |slot| match slot {
-            &Demonstration::Recorded(ref trajectory) => Some(trajectory),
-            Demonstration::Pending | Demonstration::GivenUp => None,
-        };
-        self.slots.iter().filter_map(recorded).collect()
+        let mut recorded = Vec::with_capacity(self.slots.len());
+        for slot in &self.slots {
+            if let Demonstration::Recorded(trajectory) = slot {
+                recorded.push(trajectory);
+            }
+        }
+        recorded
     }
 
     /// Batch `index` (from 0): positions [index B, (index + 1) B) of an endless row of epochs, each

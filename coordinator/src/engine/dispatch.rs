@@ -198,7 +198,8 @@ impl Dispatch {
 
     /// Episodes of a session that are lost with it: all that were not reported.
     pub(super) fn running_on(&self, session: SessionId) -> Vec<EpisodeId> {
-        let lost = |in_flight: &InFlight| in_flight.session == session && in_flight.reported.is_none();
+        let lost =
+            |in_flight: &InFlight| in_flight.session == session && in_flight.reported.is_none();
         self.in_flight.iter().filter(|(_, in_flight)| lost(in_flight)).map(|(id, _)| *id).collect()
     }
 

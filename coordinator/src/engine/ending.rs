@@ -17,7 +17,9 @@ pub(super) enum Ending {
     /// The finish is planned or, without a learner, not needed; it is served.
     FinishServed,
     /// Everybody was told to leave.
-    Draining { until: Duration },
+    Draining {
+        until: Duration,
+    },
     /// Nothing is left to do.
     Ended,
 }

@@ -45,7 +45,12 @@ impl EvaluationName {
 #[derive(Clone, Copy, Debug)]
 enum Outcome {
     Pending,
-    Scored { success: bool, calls: usize, messages: usize, invalid: usize },
+    Scored {
+        success: bool,
+        calls: usize,
+        messages: usize,
+        invalid: usize,
+    },
     /// Could not be run; not part of the result.
     GivenUp,
 }

@@ -138,10 +138,9 @@ impl Engine {
         }
         // Actors keep S1's side of the bargain; this makes sure.
         let oldest = statistics::oldest_version(trajectory);
-        if let (Some(oldest), Some(bound)) = (oldest, wanted.min_policy_version) {
-            if oldest < bound.0 {
-                return Use::No("stale");
-            }
+        let bound = wanted.min_policy_version.map(|version| version.0);
+        if oldest.is_some_and(|oldest| Some(oldest) < bound) {
+            return Use::No("stale");
         }
         match self.ledger.provenance(trajectory, self.batches.unconfirmed()) {
             Provenance::Known => Use::Yes,

@@ -36,7 +36,11 @@ impl Ledger {
 
     /// Judges a trajectory. `unconfirmed` holds the steps served to the learner whose completion has
     /// not arrived: after `unconfirmed.0`, up to `unconfirmed.1`.
-    pub(super) fn provenance(&self, trajectory: &Trajectory, unconfirmed: (u64, u64)) -> Provenance {
+    pub(super) fn provenance(
+        &self,
+        trajectory: &Trajectory,
+        unconfirmed: (u64, u64),
+    ) -> Provenance {
         let mut provenance = Provenance::Known;
         for sampled in &trajectory.sampled_versions {
             let version = PolicyVersion(sampled.policy_version);

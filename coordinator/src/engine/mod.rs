@@ -49,8 +49,8 @@ pub use schedule::Phase;
 
 use self::{
     batches::Batches, demonstrations::Demonstrations, dispatch::Dispatch, dispatch::Wanted,
-    ending::Ending, evaluation::Evaluation, groups::Groups, ledger::Ledger,
-    membership::Membership, meter::Meter, schedule::Schedule,
+    ending::Ending, evaluation::Evaluation, groups::Groups, ledger::Ledger, membership::Membership,
+    meter::Meter, schedule::Schedule,
 };
 use crate::result::CheckpointResult;
 
@@ -262,3 +262,6 @@ impl Engine {
         self.batches.check_invariants();
     }
 }
+
+#[cfg(test)]
+mod tests;

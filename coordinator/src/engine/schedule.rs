@@ -257,23 +257,19 @@ impl Schedule {
             StepKind::Rl => self.rl_batches += 1,
             _ => self.sft_batches += 1,
         }
+        let main_steps = self.step - self.cold_start_steps.unwrap_or(0);
         match self.stage {
             Stage::ColdStart if self.step >= self.settings.cold_start_steps_max => {
                 self.end_cold_start();
             }
-            Stage::ColdStart => {
-                if self.step.is_multiple_of(self.settings.cold_start_check_every.max(1)) {
-                    self.stage = Stage::ColdStartCheck;
-                }
-            }
-            Stage::Main => {
-                let done = self.step - self.cold_start_steps.unwrap_or(0);
-                if done >= self.settings.steps {
-                    self.stage = Stage::Final;
-                }
-            }
+            Stage::ColdStart if self.is_check_due() => self.stage = Stage::ColdStartCheck,
+            Stage::Main if main_steps >= self.settings.steps => self.stage = Stage::Final,
             _ => {}
         }
+    }
+
+    fn is_check_due(&self) -> bool {
+        self.step.is_multiple_of(self.settings.cold_start_check_every.max(1))
     }
 
     fn end_cold_start(&mut self) {

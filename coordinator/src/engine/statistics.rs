@@ -28,8 +28,7 @@ pub(super) fn messages(trajectory: &Trajectory) -> Messages {
             )
         };
         messages.all += 1;
-        messages.invalid +=
-            usize::from(span.calls.iter().any(|call| model_failure(call.status())));
+        messages.invalid += usize::from(span.calls.iter().any(|call| model_failure(call.status())));
         messages.polluted += usize::from(matches!(
             span.state(),
             StructuralState::Polluted | StructuralState::Collapsed

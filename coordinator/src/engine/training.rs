@@ -87,14 +87,16 @@ impl Engine {
                 ManifestHash::from_wire(&request.manifest_hash)
                     .ok_or("manifest_hash must have 32 bytes")?,
             ),
-            StepKind::Checkpoint | StepKind::Finish => None,
+            StepKind::Checkpoint => None,
+            // The finish asks for no answer; a polite learner may give one after its stream ended.
+            StepKind::Finish => return Ok(()),
         };
         let generation = Generation(request.generation);
         let completion = self
             .batches
             .complete(&request.learner_id, generation, step, kind)
             .map_err(|refusal| refusal.to_string())?;
-        if let (Some(hash), Completion::First(_) | Completion::Again(_)) = (hash, &completion) {
+        if let (Some(hash), Completion::First(_) | Completion::Again) = (hash, &completion) {
             self.bind(step, hash);
         }
         match completion {
@@ -105,7 +107,7 @@ impl Engine {
                 }
                 self.finish_batch(now, &batch, request.metrics, request.checkpoint);
             }
-            Completion::Again(_) => {
+            Completion::Again => {
                 self.meter.learner_answered(self.batches.outstanding() > 0);
                 self.push(Command::Inform(format!("step {step} was trained again")));
             }
@@ -141,7 +143,10 @@ impl Engine {
             }
             StepKind::Checkpoint => {
                 if let Some(path) = checkpoint {
-                    self.push(Command::Inform(format!("checkpoint of step {}: {path}", batch.step)));
+                    self.push(Command::Inform(format!(
+                        "checkpoint of step {}: {path}",
+                        batch.step
+                    )));
                     self.checkpoints.push(CheckpointResult { step: batch.step, path });
                 }
             }
@@ -194,9 +199,7 @@ impl Engine {
         while self.is_admitting() && self.batches.unfinished() < SERVED_AHEAD_MAX {
             let planned = match self.schedule.next() {
                 Action::Train(step) => self.train_batch(step),
-                Action::Checkpoint { step } => {
-                    Some(self.bare_batch(step, StepKind::Checkpoint))
-                }
+                Action::Checkpoint { step } => Some(self.bare_batch(step, StepKind::Checkpoint)),
                 Action::Evaluate(name) => {
                     if self.evaluate(now, name) {
                         continue;
@@ -240,8 +243,7 @@ impl Engine {
                 wanted.into_iter().for_each(|one| self.dispatch.want(one));
                 self.evaluation = Some(evaluation);
             }
-            return self.evaluation.as_ref().is_some_and(Evaluation::is_done)
-                && self.conclude(now);
+            return self.evaluation.as_ref().is_some_and(Evaluation::is_done) && self.conclude(now);
         };
         evaluation.is_done() && self.conclude(now)
     }

@@ -2,9 +2,7 @@
 
 use ballast_proto::{
     Generation, MESSAGE_BYTES_MAX, ManifestHash,
-    v1::{
-        CompleteStepRequest, NextBatchRequest, TrainBatch, training_client::TrainingClient,
-    },
+    v1::{CompleteStepRequest, NextBatchRequest, TrainBatch, training_client::TrainingClient},
 };
 use tonic::{Status, Streaming, transport::Channel};
 

@@ -40,7 +40,8 @@ impl Weights for WeightsService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         // A watch channel keeps the newest value only, so a slow watcher skips versions.
         let newest = WatchStream::new(self.store.watch());
-        let manifests = newest.filter_map(|manifest| manifest.map(|manifest| Ok((*manifest).clone())));
+        let manifests =
+            newest.filter_map(|manifest| manifest.map(|manifest| Ok((*manifest).clone())));
         Ok(Response::new(Box::pin(manifests)))
     }
 

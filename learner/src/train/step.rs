@@ -83,7 +83,12 @@ impl Trainer {
     /// One optimizer step over all samples; every trained token weighs the same, whatever the length
     /// of its sequence (token mean, DAPO eq. 8). Samples without a trained token, such as a batch of
     /// groups without reward spread, leave the weights as they are.
-    pub fn step(&mut self, samples: &[TrainingSample], kind: LossKind, learning_rate: f64) -> StepReport {
+    pub fn step(
+        &mut self,
+        samples: &[TrainingSample],
+        kind: LossKind,
+        learning_rate: f64,
+    ) -> StepReport {
         let started = Instant::now();
         let device = self.policy.device();
         let trained_tokens: f64 = samples.iter().map(TrainingSample::trained_tokens).sum();
@@ -109,12 +114,8 @@ impl Trainer {
         let loss = match kind {
             LossKind::CrossEntropy => cross_entropy(&logprobs),
             LossKind::PolicyGradient(clip) => {
-                let part = policy_gradient(
-                    &logprobs,
-                    &batch.behavior_logprobs,
-                    &batch.advantages,
-                    clip,
-                );
+                let part =
+                    policy_gradient(&logprobs, &batch.behavior_logprobs, &batch.advantages, clip);
                 report.clip_fraction += part.clipped.double_value(&[]) * share;
                 report.behavior_kl += part.behavior_kl.double_value(&[]) * share;
                 report.importance_ratio += part.ratio.double_value(&[]) * share;

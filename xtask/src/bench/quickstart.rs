@@ -27,16 +27,15 @@ const TRAIN: &str = "--batch 32 --tokens 256 --repeat 3";
 /// The two metrics, ready to be measured.
 pub(super) fn pairs(checkout: &Checkout) -> Result<Vec<Pair>> {
     command::run(command::cargo(checkout).args(["build", "--quiet"]))?;
-    let python = python::peers(checkout)?;
     let ours = |role: &str, shape: &str| {
         let mut program = command::program(checkout, checkout.program(role));
         program.arg("bench");
         shaped(program, shape)
     };
-    let theirs = |mode: &str, shape: &str| {
-        let mut program = command::program(checkout, &python);
+    let theirs = |mode: &str, shape: &str| -> Result<Command> {
+        let mut program = python::peers(checkout)?;
         program.args([PEER_SCRIPT, mode]);
-        shaped(program, shape)
+        Ok(shaped(program, shape))
     };
     Ok(vec![
         Pair {
@@ -44,14 +43,14 @@ pub(super) fn pairs(checkout: &Checkout) -> Result<Vec<Pair>> {
             unit: "tokens/s",
             peer: PEER,
             ours: ours("ballast-actor", ROLLOUT),
-            theirs: theirs("rollout", ROLLOUT),
+            theirs: theirs("rollout", ROLLOUT)?,
         },
         Pair {
             metric: "training",
             unit: "tokens/s",
             peer: PEER,
             ours: ours("ballast-learner", TRAIN),
-            theirs: theirs("train", TRAIN),
+            theirs: theirs("train", TRAIN)?,
         },
     ])
 }

@@ -75,10 +75,12 @@ fn complaint(said: &str) -> String {
     }
 }
 
-/// The last warning pip gave about its network, in parentheses.
+/// The end of the last warning pip gave about its network, in parentheses: the cause stands there.
 fn reason(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
-    said.lines().last().map_or_else(String::new, |line| format!(" ({})", line.trim()))
+    let Some(line) = said.lines().last() else { return String::new() };
+    let cause = line.rsplit_once(">: ").map_or(line, |(_, cause)| cause);
+    format!(" ({})", cause.trim())
 }
 
 fn by_hand(wheels: &[&Wheel], cache: &Path) -> String {

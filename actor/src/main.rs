@@ -1,0 +1,154 @@
+//! The actor process: parse, build, join the coordinator, drain.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use ballast_actor::{
+    counters::Counters,
+    decoder::DecoderFactory,
+    engine::{self, Engine},
+    health,
+    session::Session,
+    weights,
+};
+use ballast_runtime::{
+    config::Config,
+    config_file::{ConfigArgs, to_toml},
+    net,
+    shutdown::Shutdown,
+    telemetry,
+};
+use clap::Parser;
+use tokio::sync::watch;
+
+/// Threads of the async runtime: it moves messages only; decoding has the engine's own thread.
+const RUNTIME_THREADS: usize = 2;
+
+/// Runs tool episodes for a Ballast run: takes assignments from the coordinator, follows the
+/// learner's newest weights, and reports every trajectory. It keeps no state; start and stop as
+/// many as you like. SIGTERM or Ctrl-C finishes what runs first, a second one does not.
+#[derive(Debug, Parser)]
+#[command(name = "ballast-actor", version)]
+struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// HOST:PORT of the coordinator [default: coordinator.listen of the configuration].
+    #[arg(long, value_name = "ADDRESS")]
+    coordinator: Option<String>,
+    /// Name of this actor, unique in the run and stable over restarts [default: HOSTNAME-PID].
+    #[arg(long, value_name = "NAME")]
+    actor_id: Option<String>,
+    /// Serve grpc.health.v1 here: SERVING while the coordinator has welcomed this actor.
+    #[arg(long, value_name = "ADDRESS")]
+    health_listen: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    telemetry::init("actor");
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
+    let config = args.config.load()?;
+    if args.config.dry_run {
+        print!("{}", to_toml(&config));
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .build()
+        .context("the async runtime does not start")?;
+    runtime.block_on(serve(args, config))
+}
+
+async fn serve(args: Args, config: Config) -> Result<()> {
+    let coordinator = args.coordinator.unwrap_or(config.coordinator.listen.clone());
+    if coordinator.ends_with(":0") {
+        bail!("{coordinator} is no address to connect to; name the coordinator with --coordinator");
+    }
+    let shutdown = Shutdown::listen().context("signals cannot be handled")?;
+    let counters = Arc::new(Counters::default());
+    let started = Instant::now();
+    let engine = engine::spawn(
+        Engine::new(
+            decoder_factory(&config)?,
+            config.actor.slots as usize,
+            config.episode.trajectory_tokens_max as usize,
+            Box::new(move || started.elapsed()),
+            Arc::clone(&counters),
+        ),
+        Arc::clone(&counters),
+    )
+    .context("the engine's thread does not start")?;
+
+    let (weight_source, source) = watch::channel(None);
+    let mailbox = Arc::clone(&engine.mailbox);
+    let stage = move |policy| mailbox.stage(policy);
+    tokio::spawn(weights::subscribe(source, stage, Arc::clone(&counters), shutdown.token()));
+
+    let (registered, follow) = watch::channel(false);
+    if let Some(address) = &args.health_listen {
+        let (listener, _) = net::bind(address).await?;
+        tokio::spawn(health::serve(listener, follow, shutdown.token()));
+    }
+
+    let session = Session {
+        actor_id: args.actor_id.unwrap_or_else(default_actor_id),
+        coordinator,
+        slots: config.actor.slots,
+        engine: Arc::clone(&engine.mailbox),
+        reports: engine.reports,
+        counters,
+        weight_source,
+        registered,
+    };
+    let ended = session.run(shutdown.token()).await;
+    shutdown.request();
+    engine.mailbox.stop();
+    join(engine.thread)?;
+    Ok(ended?)
+}
+
+#[cfg(feature = "torch")]
+fn decoder_factory(config: &Config) -> Result<Box<dyn DecoderFactory>> {
+    Ok(Box::new(ballast_actor::torch_decoder::TorchDecoderFactory::new(&config.actor)?))
+}
+
+#[cfg(not(feature = "torch"))]
+fn decoder_factory(_config: &Config) -> Result<Box<dyn DecoderFactory>> {
+    bail!("this ballast-actor was built without the feature `torch`, so it cannot decode")
+}
+
+/// Waits for the engine's thread, which ends after the decode step at hand.
+fn join(engine: std::thread::JoinHandle<()>) -> Result<()> {
+    const STEP_MAX: Duration = Duration::from_secs(5);
+    let until = Instant::now() + STEP_MAX;
+    while !engine.is_finished() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if !engine.is_finished() {
+        tracing::warn!("the engine did not finish its step in time");
+        return Ok(());
+    }
+    engine.join().map_err(|_| anyhow::anyhow!("the engine panicked; its last words are in the log"))
+}
+
+fn default_actor_id() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "actor" } else { host.trim() };
+    format!("{host}-{}", std::process::id())
+}
