@@ -3,9 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use anyhow::Context as _;
-use ballast_policy::{
-    Policy, WEIGHTS_FILE, open_device, read_config, read_weights, set_threads,
-};
+use ballast_policy::{Policy, WEIGHTS_FILE, open_device, read_config, read_weights, set_threads};
 
 use crate::{
     decoder::{Decoder as _, Sampling},

@@ -39,3 +39,37 @@ pub async fn serve(
         served = server => served,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ballast_runtime::net::{bind, connect_with_retry};
+    use tonic_health::pb::{
+        HealthCheckRequest, health_check_response, health_client::HealthClient,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_actor_serves_while_it_is_registered() {
+        let (listener, address) = bind("127.0.0.1:0").await.expect("a free port");
+        let (registered, follow) = watch::channel(false);
+        let cancelled = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, follow, cancelled.clone()));
+        let channel = connect_with_retry(&address.to_string(), "the actor", &cancelled).await;
+        let mut client = HealthClient::new(channel.expect("a channel"));
+        let request = HealthCheckRequest { service: String::new() };
+        let mut statuses = client.watch(request).await.expect("an answer").into_inner();
+        let mut wait_for = async |wanted: health_check_response::ServingStatus| loop {
+            let update = statuses.message().await.expect("a stream").expect("a status");
+            if update.status() == wanted {
+                return;
+            }
+        };
+        registered.send_replace(true);
+        wait_for(health_check_response::ServingStatus::Serving).await;
+        registered.send_replace(false);
+        wait_for(health_check_response::ServingStatus::NotServing).await;
+        cancelled.cancel();
+        server.await.expect("no panic").expect("served");
+    }
+}

@@ -24,6 +24,8 @@ pub mod session;
 pub mod weights;
 
 #[cfg(feature = "torch")]
+pub mod bench;
+#[cfg(feature = "torch")]
 pub mod torch_decoder;
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,7 +11,6 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use ballast_actor::{
-    counters::Counters,
     decoder::DecoderFactory,
     engine::{self, Engine},
     health,
@@ -24,7 +24,7 @@ use ballast_runtime::{
     shutdown::Shutdown,
     telemetry,
 };
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tokio::sync::watch;
 
 /// Threads of the async runtime: it moves messages only; decoding has the engine's own thread.
@@ -34,8 +34,10 @@ const RUNTIME_THREADS: usize = 2;
 /// learner's newest weights, and reports every trajectory. It keeps no state; start and stop as
 /// many as you like. SIGTERM or Ctrl-C finishes what runs first, a second one does not.
 #[derive(Debug, Parser)]
-#[command(name = "ballast-actor", version)]
+#[command(name = "ballast-actor", version, args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     config: ConfigArgs,
     /// HOST:PORT of the coordinator [default: coordinator.listen of the configuration].
@@ -47,6 +49,34 @@ struct Args {
     /// Serve grpc.health.v1 here: SERVING while the coordinator has welcomed this actor.
     #[arg(long, value_name = "ADDRESS")]
     health_listen: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure how fast this machine samples, and print `{"tokens_per_s": [...]}`.
+    Bench(BenchArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct BenchArgs {
+    /// Hugging Face checkpoint directory.
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+    /// Sequences sampled at once.
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Tokens of each prompt.
+    #[arg(long, default_value_t = 96)]
+    prompt: usize,
+    /// Tokens sampled after each prompt.
+    #[arg(long, default_value_t = 64)]
+    new: usize,
+    /// Measured runs, after one that warms up.
+    #[arg(long, default_value_t = 5)]
+    repeat: usize,
+    /// Threads of the backend.
+    #[arg(long, default_value_t = 1)]
+    threads: u32,
 }
 
 fn main() -> ExitCode {
@@ -62,6 +92,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
+    if let Some(Command::Bench(bench)) = &args.command {
+        println!("{}", serde_json::json!({ "tokens_per_s": tokens_per_second(bench)? }));
+        return Ok(());
+    }
     let config = args.config.load()?;
     if args.config.dry_run {
         print!("{}", to_toml(&config));
@@ -81,29 +115,30 @@ async fn serve(args: Args, config: Config) -> Result<()> {
         bail!("{coordinator} is no address to connect to; name the coordinator with --coordinator");
     }
     let shutdown = Shutdown::listen().context("signals cannot be handled")?;
-    let counters = Arc::new(Counters::default());
     let started = Instant::now();
-    let engine = engine::spawn(
-        Engine::new(
-            decoder_factory(&config)?,
-            config.actor.slots as usize,
-            config.episode.trajectory_tokens_max as usize,
-            Box::new(move || started.elapsed()),
-            Arc::clone(&counters),
-        ),
-        Arc::clone(&counters),
-    )
+    let engine = engine::spawn(Engine::new(
+        decoder_factory(&config)?,
+        config.actor.slots as usize,
+        config.episode.trajectory_tokens_max as usize,
+        Box::new(move || started.elapsed()),
+    ))
     .context("the engine's thread does not start")?;
 
     let (weight_source, source) = watch::channel(None);
     let mailbox = Arc::clone(&engine.mailbox);
     let stage = move |policy| mailbox.stage(policy);
-    tokio::spawn(weights::subscribe(source, stage, Arc::clone(&counters), shutdown.token()));
+    let counters = Arc::clone(&engine.counters);
+    tokio::spawn(weights::subscribe(source, stage, counters, shutdown.token()));
 
     let (registered, follow) = watch::channel(false);
     if let Some(address) = &args.health_listen {
         let (listener, _) = net::bind(address).await?;
-        tokio::spawn(health::serve(listener, follow, shutdown.token()));
+        let served = health::serve(listener, follow, shutdown.token());
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!("health checks are no longer answered: {error}");
+            }
+        });
     }
 
     let session = Session {
@@ -112,7 +147,7 @@ async fn serve(args: Args, config: Config) -> Result<()> {
         slots: config.actor.slots,
         engine: Arc::clone(&engine.mailbox),
         reports: engine.reports,
-        counters,
+        counters: engine.counters,
         weight_source,
         registered,
     };
@@ -125,12 +160,31 @@ async fn serve(args: Args, config: Config) -> Result<()> {
 
 #[cfg(feature = "torch")]
 fn decoder_factory(config: &Config) -> Result<Box<dyn DecoderFactory>> {
-    Ok(Box::new(ballast_actor::torch_decoder::TorchDecoderFactory::new(&config.actor)?))
+    Ok(Box::new(ballast_actor::torch_decoder::TorchDecoderFactory::new(
+        &config.actor.device,
+        config.actor.threads,
+    )?))
+}
+
+#[cfg(feature = "torch")]
+fn tokens_per_second(args: &BenchArgs) -> Result<Vec<f64>> {
+    use ballast_actor::bench;
+    let shape = bench::Shape { batch: args.batch, prompt: args.prompt, new: args.new };
+    bench::tokens_per_second(&args.checkpoint, shape, args.repeat, args.threads)
 }
 
 #[cfg(not(feature = "torch"))]
+const NO_DECODER: &str =
+    "this ballast-actor was built without the feature `torch`; it cannot decode";
+
+#[cfg(not(feature = "torch"))]
 fn decoder_factory(_config: &Config) -> Result<Box<dyn DecoderFactory>> {
-    bail!("this ballast-actor was built without the feature `torch`, so it cannot decode")
+    bail!(NO_DECODER)
+}
+
+#[cfg(not(feature = "torch"))]
+fn tokens_per_second(_args: &BenchArgs) -> Result<Vec<f64>> {
+    bail!(NO_DECODER)
 }
 
 /// Waits for the engine's thread, which ends after the decode step at hand.

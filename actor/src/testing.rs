@@ -19,7 +19,6 @@ use serde_json::json;
 
 use crate::{
     assignment::{Assignment, Limits},
-    counters::Counters,
     decoder::{DecodeError, Decoder, DecoderFactory, Sampled, Sampling},
     engine::{Engine, Outcome, Report},
     language::Language,
@@ -107,7 +106,8 @@ pub(crate) type Script = Arc<dyn Fn(u64, usize) -> u32 + Send + Sync>;
 /// A script that plays the texts of one message after another, the same for every seed.
 pub(crate) fn plays(messages: &[&str]) -> Script {
     let encode = |message: &&str| tokenizer().encode(&format!("{message}<|im_end|>"));
-    let tokens = messages.iter().map(|m| encode(m).expect("encodable")).collect::<Vec<_>>().concat();
+    let tokens =
+        messages.iter().map(|m| encode(m).expect("encodable")).collect::<Vec<_>>().concat();
     Arc::new(move |_, index| tokens.get(index).copied().unwrap_or(tokenizer().control().im_end))
 }
 
@@ -218,7 +218,6 @@ pub(crate) fn engine_of(factory: TableFactory, slots: usize) -> (Engine, Arc<Ato
         slots,
         LIMITS.trajectory_tokens_max,
         Box::new(move || Duration::from_millis(clock.load(Relaxed))),
-        Arc::new(Counters::default()),
     );
     (engine, hand)
 }

@@ -8,7 +8,6 @@ use ballast_policy::{
     tensor_from_bytes,
 };
 
-
 use crate::{
     decoder::{DecodeError, Decoder, DecoderFactory, Sampled, Sampling},
     weights::StagedPolicy,
@@ -41,8 +40,7 @@ impl DecoderFactory for TorchDecoderFactory {
     ) -> Result<Box<dyn Decoder>, DecodeError> {
         let config = ModelConfig::from_json(&staged.config_json).map_err(refused)?;
         let tokenizer = Tokenizer::from_bytes(&staged.tokenizer_json).map_err(refused)?;
-        let policy =
-            Policy::new(config, &tensors(staged)?, self.device).map_err(refused)?;
+        let policy = Policy::new(config, &tensors(staged)?, self.device).map_err(refused)?;
         let control = tokenizer.control().all();
         Ok(Box::new(TorchDecoder::new(policy, control, slots, trajectory_tokens_max)))
     }

@@ -57,7 +57,6 @@ enum Command {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    ballast_runtime::telemetry::init("ballast");
     let result = match cli.command {
         Command::Up(args) => up::up(&args).await,
         Command::Status(args) => status::status(&args).await,

@@ -121,7 +121,7 @@ impl Bars {
 
 fn new_bar(title: &'static str) -> ProgressBar {
     let style = ProgressStyle::with_template(
-        "{prefix:<14} {bar:24.cyan/dim} {pos:>4}/{len:<4} {elapsed:>4}  {wide_msg}",
+        "{prefix:<14} {bar:32.cyan/dim} {pos:>4}/{len:<4} {elapsed:>4}\n  {wide_msg}",
     );
     let bar = ProgressBar::new(0).with_prefix(title);
     match style {
@@ -173,7 +173,7 @@ pub(crate) fn facts(status: &StatusResponse) -> String {
         ("rollout/success", "success", percent),
         ("rollout/calls_mean", "calls", |value| format!("{value:.2}")),
         ("rollout/invalid_call_rate", "invalid", percent),
-        ("rollout/control_token_mass", "control mass", |value| format!("{value:.1e}")),
+        ("rollout/control_token_mass", "control", |value| format!("{value:.1e}")),
         ("rollout/tokens_per_s", "rollout", rate),
         ("train/tokens_per_s", "train", rate),
     ];
@@ -216,7 +216,7 @@ mod tests {
             metrics: metrics.map(|(name, value)| (name.to_owned(), value)).into(),
             ..Default::default()
         };
-        assert_eq!(facts(&status), "success 41.2%  control mass 1.2e-4  train 5120 tok/s");
+        assert_eq!(facts(&status), "success 41.2%  control 1.2e-4  train 5120 tok/s");
         assert_eq!(facts(&StatusResponse::default()), "");
     }
 

@@ -187,6 +187,24 @@ fn a_signal_stops_the_run_in_order() {
 }
 
 #[test]
+fn a_second_signal_ends_everything_at_once() {
+    let deaf = COORDINATOR.replace("'echo 0 > $RUN/end'", "'echo heard >> $RUN/heard'");
+    let scene = Scene::new(&deaf, MEMBER, MEMBER);
+    let up = scene.up().spawn().expect("ballast");
+    let mut pids = scene.await_lines("actor.pid", 2);
+    pids.extend(scene.await_lines("coordinator.pid", 1));
+    let interrupt = || {
+        Command::new("kill").arg("-INT").arg(up.id().to_string()).status().expect("kill");
+    };
+    interrupt();
+    scene.await_lines("heard", 1);
+    interrupt();
+    let output = up.wait_with_output().expect("an end");
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output));
+    await_that("the children's end", || !pids.iter().any(|pid| is_alive(pid)));
+}
+
+#[test]
 fn no_process_outlives_a_killed_ballast() {
     let scene = Scene::new(COORDINATOR, MEMBER, MEMBER);
     let mut up = scene.up().spawn().expect("ballast");

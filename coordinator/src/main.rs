@@ -1,6 +1,6 @@
 //! `ballast-coordinator`: parse the config, build, bind, serve until the run is over.
 
-use std::io::Write as _;
+use std::{io::Write as _, process::ExitCode};
 
 use anyhow::Context as _;
 use ballast_coordinator::process::Coordinator;
@@ -36,7 +36,30 @@ struct Args {
     insecure_listen: bool,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", describe(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The error and its causes on one line, without those its own text already tells.
+fn describe(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
+        if text.is_empty() {
+            cause
+        } else if text.contains(&cause) {
+            text
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
+}
+
+fn run() -> anyhow::Result<()> {
     let args = Args::parse();
     let config = args.config.load()?;
     if args.config.dry_run {

@@ -61,6 +61,7 @@ fn demo(r: &Renderer, world: &str, split: &str, seed: u64, calls: u32) -> Traini
         mask,
         advantages: vec![0.0; n],
         behavior_logprobs: vec![0.0; n],
+        on_policy: false,
     }
 }
 
@@ -251,7 +252,13 @@ fn main() {
         for s in 0..steps {
             let samples: Vec<_> = (0..bs)
                 .map(|i| {
-                    demo(&r, "market_basics", "train", 5_000_000 + s * bs + i, dcalls[i as usize % dcalls.len()])
+                    demo(
+                        &r,
+                        "market_basics",
+                        "train",
+                        5_000_000 + s * bs + i,
+                        dcalls[i as usize % dcalls.len()],
+                    )
                 })
                 .collect();
             let w = ((s + 1) as f64 / 50.0).min(1.0) * (1.0 - 0.9 * s as f64 / steps as f64);
@@ -280,7 +287,9 @@ fn main() {
         // cold start then rl / sft
         let nd = f("--demos", "128") as u64;
         let demos: Vec<_> = (0..nd)
-            .map(|i| demo(&r, "market", "train", seed * 100_000 + i, dcalls[i as usize % dcalls.len()]))
+            .map(|i| {
+                demo(&r, "market", "train", seed * 100_000 + i, dcalls[i as usize % dcalls.len()])
+            })
             .collect();
         let bs = f("--bs", "32") as usize;
         let mut order: Vec<usize> = vec![];
@@ -368,6 +377,7 @@ fn main() {
                             mask: e.mask.clone(),
                             advantages: e.mask.iter().map(|m| m * a).collect(),
                             behavior_logprobs: e.lp.clone(),
+                            on_policy: true,
                         });
                     }
                 }

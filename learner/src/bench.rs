@@ -34,6 +34,7 @@ pub fn tokens_per_second(
             mask: (0..tokens).map(|at| if at == 0 { 0.0 } else { 1.0 }).collect(),
             advantages: vec![0.0; tokens],
             behavior_logprobs: vec![0.0; tokens],
+            on_policy: false,
         })
         .collect();
     let mut step = || {

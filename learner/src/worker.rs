@@ -226,7 +226,10 @@ impl Worker {
             verify_trajectory(trajectory)?;
         }
         Ok(match batch.kind() {
-            StepKind::Rl => (self.grpo.samples(&batch.groups), LossKind::PolicyGradient(self.clip)),
+            StepKind::Rl => (
+                self.grpo.samples(&batch.groups, PolicyVersion(self.step)),
+                LossKind::PolicyGradient(self.clip),
+            ),
             _ => (supervised(&batch.demonstrations), LossKind::CrossEntropy),
         })
     }
@@ -281,6 +284,9 @@ fn metrics(report: &StepReport, kind: LossKind, learning_rate: f64) -> BTreeMap<
             add("train/clip_fraction", report.clip_fraction);
             add("train/behavior_kl", report.behavior_kl);
             add("train/importance_ratio", report.importance_ratio);
+            if let Some(gap) = report.logprob_gap_max {
+                add("train/logprob_gap_max", gap);
+            }
         }
         LossKind::CrossEntropy => {
             add("loss/cross_entropy", report.loss);

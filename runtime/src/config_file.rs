@@ -1,9 +1,9 @@
 //! From files and flags to a checked [`Config`]: layers, overrides, and every fault at once.
 //!
-//! 1. [`layers`] merges the files in order and then the `--set` overrides, remembering for each key
+//! 1. `layers` merges the files in order and then the `--set` overrides, remembering for each key
 //!    where its value came from.
-//! 2. [`shape`] compares the result with the defaults: unknown keys, wrong types.
-//! 3. [`check`] looks at what the values mean: ranges, and keys that contradict each other.
+//! 2. `shape` compares the result with the defaults: unknown keys, wrong types.
+//! 3. `check` looks at what the values mean: ranges, and keys that contradict each other.
 
 mod check;
 mod layers;

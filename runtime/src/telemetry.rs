@@ -1,6 +1,9 @@
 //! Log lines and panics of a process, on stderr.
 
-use std::{io, panic};
+use std::{
+    io::{self, IsTerminal as _},
+    panic,
+};
 
 use tracing_subscriber::{EnvFilter, fmt, fmt::format::Format, fmt::time::SystemTime};
 
@@ -12,11 +15,23 @@ const LEVEL_DEFAULT: &str = "info";
 /// Sends log lines to stderr, one compact line each with `role` in it, and panics into the log.
 /// A second call changes nothing, so that tests may call it freely.
 pub fn init(role: &'static str) {
-    let filter =
-        EnvFilter::try_from_env(LEVEL_VARIABLE).unwrap_or_else(|_| EnvFilter::new(LEVEL_DEFAULT));
+    let wanted = std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_| LEVEL_DEFAULT.to_owned());
+    let (filter, fault) = match EnvFilter::try_new(&wanted) {
+        Ok(filter) => (filter, None),
+        Err(fault) => (EnvFilter::new(LEVEL_DEFAULT), Some(fault)),
+    };
     let format = RoleFormat { role, inner: Format::default().compact().with_target(false) };
-    let installed =
-        fmt().with_env_filter(filter).event_format(format).with_writer(io::stderr).try_init();
+    let installed = fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .event_format(format)
+        .with_writer(io::stderr)
+        .try_init();
+    if let Some(fault) = fault {
+        tracing::warn!(
+            "{LEVEL_VARIABLE}={wanted} is no log level ({fault}); using {LEVEL_DEFAULT}"
+        );
+    }
     if installed.is_ok() {
         panic::set_hook(Box::new(|info| {
             tracing::error!(thread = std::thread::current().name(), "panicked: {info}");

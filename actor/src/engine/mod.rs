@@ -19,11 +19,11 @@ use ballast_proto::{
 };
 use bytes::Bytes;
 
+use self::run::{Broken, Run};
 pub use self::{
     mailbox::{Mailbox, MailboxFull},
     thread::{EngineHandle, spawn},
 };
-use self::run::{Broken, Run};
 use crate::{
     assignment::Assignment,
     counters::Counters,
@@ -63,7 +63,9 @@ pub enum AdoptError {
     #[error(transparent)]
     Language(#[from] LanguageError),
     /// It is not a version of the model this actor runs.
-    #[error("it has another config.json or tokenizer.json than the policy in use; restart the actor")]
+    #[error(
+        "it has another config.json or tokenizer.json than the policy in use; restart the actor"
+    )]
     AnotherModel,
     /// The backend refused it.
     #[error(transparent)]
@@ -113,8 +115,8 @@ impl Engine {
         slots: usize,
         trajectory_tokens_max: usize,
         clock: Box<dyn Fn() -> Duration + Send>,
-        counters: Arc<Counters>,
     ) -> Self {
+        let counters = Arc::default();
         let slots = std::iter::repeat_with(|| None).take(slots).collect();
         Self { factory, clock, trajectory_tokens_max, slots, adopted: None, counters }
     }
@@ -123,6 +125,12 @@ impl Engine {
     #[must_use]
     pub fn slots(&self) -> usize {
         self.slots.len()
+    }
+
+    /// What the engine counts; the session reports it.
+    #[must_use]
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
     }
 
     /// Whether [`Engine::step`] has anything to do at present.
@@ -246,8 +254,13 @@ impl Engine {
             Ok(sampled) => {
                 self.counters.add_sampled(sampled.len());
                 let drive = |Sampled { slot, token, logprob, control_probs }| {
-                    let sample =
-                        TokenSample { token, logprob, control_probs, policy_version, manifest_hash };
+                    let sample = TokenSample {
+                        token,
+                        logprob,
+                        control_probs,
+                        policy_version,
+                        manifest_hash,
+                    };
                     self.drive(slot, Event::TokenSampled(sample))
                 };
                 sampled.into_iter().filter_map(drive).collect()
@@ -330,8 +343,8 @@ impl Adopted {
     }
 
     fn swap(&mut self, staged: &StagedPolicy) -> Result<(), AdoptError> {
-        let same_model = staged.config_json == self.config_json
-            && staged.tokenizer_json == self.tokenizer_json;
+        let same_model =
+            staged.config_json == self.config_json && staged.tokenizer_json == self.tokenizer_json;
         if !same_model {
             return Err(AdoptError::AnotherModel);
         }

@@ -110,7 +110,8 @@ impl Run {
 
     fn call_tools(&mut self, requests: &[ToolRequest]) -> Event {
         let Some(world) = &mut self.world else { return no_world() };
-        let results: Result<Vec<_>, _> = requests.iter().map(|request| world.call(request)).collect();
+        let results: Result<Vec<_>, _> =
+            requests.iter().map(|request| world.call(request)).collect();
         match results {
             Ok(results) => Event::ToolsReturned(results),
             Err(error) => Event::InfrastructureFailed(error.to_string()),

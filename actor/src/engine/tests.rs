@@ -118,10 +118,8 @@ fn any_babble_gives_sound_trajectories_that_do_not_depend_on_the_batch() {
 #[test]
 fn an_episode_waits_for_the_version_it_must_not_be_older_than() {
     let (mut engine, _) = engine(plays(&["1"]), 2);
-    let late = Assignment {
-        min_policy_version: Some(PolicyVersion(4)),
-        ..assignment(0, Mode::Explore)
-    };
+    let late =
+        Assignment { min_policy_version: Some(PolicyVersion(4)), ..assignment(0, Mode::Explore) };
     engine.assign(SESSION, late).expect("a free slot");
     assert!(!engine.is_runnable(), "no policy at all");
     engine.adopt(&staged(3)).expect("adopted");

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{Engine, Mailbox, Outcome, Report};
+use super::{Engine, Mailbox, Outcome, Report, mailbox::Inbox};
 use crate::counters::Counters;
 
 /// How often an engine without work looks up, so that its idle time is counted while it waits.
@@ -26,6 +26,8 @@ pub struct EngineHandle {
     pub mailbox: Arc<Mailbox>,
     /// What became of the work.
     pub reports: mpsc::Receiver<Report>,
+    /// What it counts.
+    pub counters: Arc<Counters>,
     /// Its thread; it ends after [`Mailbox::stop`].
     pub thread: thread::JoinHandle<()>,
 }
@@ -34,21 +36,17 @@ pub struct EngineHandle {
 ///
 /// # Errors
 /// The system starts no more threads.
-pub fn spawn(engine: Engine, counters: Arc<Counters>) -> io::Result<EngineHandle> {
+pub fn spawn(engine: Engine) -> io::Result<EngineHandle> {
     let mailbox = Arc::new(Mailbox::new(engine.slots()));
     let (sender, reports) = mpsc::channel(REPORTS_PER_SLOT * engine.slots().max(1));
-    let inbox = Arc::clone(&mailbox);
+    let (inbox, counters) = (Arc::clone(&mailbox), engine.counters());
     let builder = thread::Builder::new().name("engine".into());
-    let thread = builder.spawn(move || work(engine, &inbox, &sender, &counters))?;
-    Ok(EngineHandle { mailbox, reports, thread })
+    let thread = builder.spawn(move || work(engine, &inbox, &sender))?;
+    Ok(EngineHandle { mailbox, reports, counters, thread })
 }
 
-fn work(
-    mut engine: Engine,
-    mailbox: &Mailbox,
-    reports: &mpsc::Sender<Report>,
-    counters: &Counters,
-) {
+fn work(mut engine: Engine, mailbox: &Mailbox, outbox: &mpsc::Sender<Report>) {
+    let counters = engine.counters();
     loop {
         let inbox = if engine.is_runnable() {
             mailbox.take()
@@ -58,36 +56,41 @@ fn work(
             counters.add_idle(since.elapsed());
             inbox
         };
-        let mut done = Vec::new();
-        if inbox.abandoned {
-            engine.abandon();
-        }
-        if let Some(staged) = inbox.staged {
-            match engine.adopt(&staged) {
-                Ok(()) => tracing::info!("adopted {}", staged.policy_version),
-                Err(error) => {
-                    tracing::error!("{} is not adopted: {error}", staged.policy_version);
-                }
-            }
-        }
-        for (generation, assignment) in inbox.assignments {
-            let episode_id = assignment.episode_id;
-            if let Err(error) = engine.assign(generation, assignment) {
-                let outcome = Outcome::Returned { episode_id, reason: error.to_string() };
-                done.push(Report { generation, outcome });
-            }
-        }
-        if inbox.draining {
-            done.extend(engine.return_waiting("the actor drains"));
-        }
-        if inbox.stopped {
+        let stopped = inbox.stopped;
+        let mut reports = obey(&mut engine, inbox);
+        if stopped {
             return;
         }
-        done.extend(engine.step());
-        for report in done {
-            if reports.blocking_send(report).is_err() {
+        reports.extend(engine.step());
+        for report in reports {
+            if outbox.blocking_send(report).is_err() {
                 return;
             }
         }
     }
+}
+
+/// Does what the inbox says, in its order.
+fn obey(engine: &mut Engine, inbox: Inbox) -> Vec<Report> {
+    let mut reports = Vec::new();
+    if inbox.abandoned {
+        engine.abandon();
+    }
+    if let Some(staged) = inbox.staged {
+        match engine.adopt(&staged) {
+            Ok(()) => tracing::info!("adopted {}", staged.policy_version),
+            Err(error) => tracing::error!("{} is not adopted: {error}", staged.policy_version),
+        }
+    }
+    for (generation, assignment) in inbox.assignments {
+        let episode_id = assignment.episode_id;
+        if let Err(error) = engine.assign(generation, assignment) {
+            let outcome = Outcome::Returned { episode_id, reason: error.to_string() };
+            reports.push(Report { generation, outcome });
+        }
+    }
+    if inbox.draining {
+        reports.extend(engine.return_waiting("the actor drains"));
+    }
+    reports
 }

@@ -22,11 +22,11 @@ use ballast_arena::Score;
 use ballast_chat::{MessageGrammar, ParsedCall, Segment, parse_message};
 use ballast_proto::v1::{CallStatus, Mode, StopReason, StructuralState, ToolCall, Trajectory};
 
+use self::record::Record;
 pub use self::{
     command::{Command, ToolRequest},
     event::{Event, TokenSample, ToolResult},
 };
-use self::record::Record;
 use crate::{assignment::Assignment, language::Language};
 
 /// What the policy reads in place of a result when its call does not parse.

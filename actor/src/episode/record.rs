@@ -57,12 +57,12 @@ impl Record {
         self.forbidden_mass += f64::from(forbidden_mass);
         self.sampled_tokens += 1;
         // A weight swap in mid-episode adds a version; there are few, so a scan is enough.
-        let entry = SampledVersion {
-            policy_version: version,
-            manifest_hash: sample.manifest_hash.0.to_vec(),
-        };
-        if !self.sampled_versions.contains(&entry) {
-            self.sampled_versions.push(entry);
+        let hash = sample.manifest_hash.0;
+        let bound =
+            |entry: &SampledVersion| entry.policy_version == version && entry.manifest_hash == hash;
+        if !self.sampled_versions.iter().any(bound) {
+            let manifest_hash = hash.to_vec();
+            self.sampled_versions.push(SampledVersion { policy_version: version, manifest_hash });
         }
     }
 
@@ -107,7 +107,13 @@ impl Record {
         self.policy_versions.push(version);
     }
 
-    fn close_span(&mut self, start: usize, role: Role, state: StructuralState, calls: Vec<ToolCall>) {
+    fn close_span(
+        &mut self,
+        start: usize,
+        role: Role,
+        state: StructuralState,
+        calls: Vec<ToolCall>,
+    ) {
         // Bounded by `trajectory_tokens_max`, a u32 on the wire.
         let index = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
         self.spans.push(Span {

@@ -143,8 +143,7 @@ fn a_conversation_is_recorded_token_by_token() {
     };
     let prompt = prompt.clone();
     let calls = episode.says(&format!("{}\n{}", call_text("product"), call_text("customer")));
-    let request =
-        |name: &str| ToolRequest { name: name.into(), arguments: serde_json::Map::new() };
+    let request = |name: &str| ToolRequest { name: name.into(), arguments: serde_json::Map::new() };
     assert_eq!(calls, [Command::CallTools(vec![request("product"), request("customer")])]);
     let refused = ToolResult { status: CallStatus::ToolError, text: "no".into() };
     let after = episode.take(Event::ToolsReturned(vec![ok("{\"price\": 14}"), refused]));

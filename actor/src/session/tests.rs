@@ -1,18 +1,24 @@
-use ballast_proto::v1::{
-    Acknowledged, ActorMessage, ActorWelcome, CoordinatorMessage, Drain, EpisodeReturned, Mode,
-    Trajectory, WeightSource, actor_message, coordinator_message,
-    rollout_server::{Rollout, RolloutServer},
+use ballast_proto::{
+    EpisodeId,
+    v1::{
+        Acknowledged, ActorMessage, ActorWelcome, CoordinatorMessage, Drain, EpisodeReturned, Mode,
+        Trajectory, WeightSource, actor_message, coordinator_message,
+        rollout_server::{Rollout, RolloutServer},
+    },
 };
 use ballast_runtime::net::bind;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::*;
 use crate::{
-    engine::spawn,
+    engine::{Outcome, spawn},
     testing::{assignment, engine, plays, staged, wire},
 };
+
+/// A test that waits longer than this fails instead of hanging.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One session as the coordinator sees it; the test plays the coordinator.
 struct Seat {
@@ -39,7 +45,23 @@ impl Rollout for FakeCoordinator {
 
 impl Seat {
     async fn next(&mut self) -> Option<actor_message::Message> {
-        self.inbound.message().await.ok().flatten().and_then(|message| message.message)
+        let message = timeout(PATIENCE, self.inbound.message()).await.expect("a message");
+        message.ok().flatten().and_then(|message| message.message)
+    }
+
+    /// Waits for a heartbeat that reports this many episodes.
+    async fn runs(&mut self, episodes: u32) {
+        loop {
+            match self.next().await {
+                Some(actor_message::Message::Heartbeat(beat)) => {
+                    if beat.episodes_running == episodes {
+                        return;
+                    }
+                }
+                None => panic!("the actor left"),
+                Some(_) => {}
+            }
+        }
     }
 
     /// The next message that is no heartbeat.
@@ -103,36 +125,42 @@ struct Pair {
 
 impl Pair {
     async fn start() -> Self {
+        let handle = spawn(engine(plays(&["1"]), 2).0).expect("a thread");
+        handle.mailbox.stage(staged(3));
+        Self::with(handle.mailbox, handle.reports, handle.counters).await
+    }
+
+    async fn with(
+        engine: Arc<Mailbox>,
+        reports: mpsc::Receiver<Report>,
+        counters: Arc<Counters>,
+    ) -> Self {
         let (listener, address) = bind("127.0.0.1:0").await.expect("a free port");
         let (seats, sessions) = mpsc::channel(1);
         let server = Server::builder().add_service(RolloutServer::new(FakeCoordinator(seats)));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-
-        let counters = Arc::new(Counters::default());
-        let handle = spawn(engine(plays(&["1"]), 2).0, Arc::clone(&counters)).expect("a thread");
-        handle.mailbox.stage(staged(3));
         let (weight_source, source) = watch::channel(None);
         let cancelled = CancellationToken::new();
         let session = Session {
             actor_id: "actor-0".into(),
             coordinator: address.to_string(),
             slots: 2,
-            engine: Arc::clone(&handle.mailbox),
-            reports: handle.reports,
+            engine: Arc::clone(&engine),
+            reports,
             counters,
             weight_source,
             registered: watch::channel(false).0,
         };
         let actor = tokio::spawn(session.run(cancelled.clone()));
-        Self { sessions, actor, cancelled, weight_source: source, engine: handle.mailbox }
+        Self { sessions, actor, cancelled, weight_source: source, engine }
     }
 
     async fn seat(&mut self) -> Seat {
-        self.sessions.recv().await.expect("a session")
+        timeout(PATIENCE, self.sessions.recv()).await.expect("in time").expect("a session")
     }
 
     async fn ends(self) -> Result<(), SessionError> {
-        let result = self.actor.await.expect("no panic");
+        let result = timeout(PATIENCE, self.actor).await.expect("in time").expect("no panic");
         self.engine.stop();
         result
     }
@@ -178,10 +206,7 @@ async fn a_new_session_starts_clean_under_a_newer_generation() {
     // Both wait for a version that never comes, and hold both slots.
     first.assign(1, Some(99)).await;
     first.assign(2, Some(99)).await;
-    while !matches!(
-        first.next().await,
-        Some(actor_message::Message::Heartbeat(beat)) if beat.episodes_running == 2
-    ) {}
+    first.runs(2).await;
     drop(first);
 
     let mut second = pair.seat().await;
@@ -193,21 +218,33 @@ async fn a_new_session_starts_clean_under_a_newer_generation() {
 }
 
 #[tokio::test]
+async fn what_an_older_session_left_is_not_reported_to_the_next() {
+    let (engine, reports) = mpsc::channel(4);
+    let mut pair = Pair::with(Arc::new(Mailbox::new(2)), reports, Arc::default()).await;
+    let mut seat = pair.seat().await;
+    let (generation, _) = seat.welcome().await;
+    for (generation, id) in [(generation - 1, 1), (generation, 2)] {
+        let outcome = Outcome::Returned { episode_id: EpisodeId(id), reason: "test".into() };
+        let report = Report { generation: Generation(generation), outcome };
+        engine.send(report).await.expect("the session listens");
+    }
+    let returned = EpisodeReturned { episode_id: 2, reason: "test".into() };
+    assert_eq!(seat.next_but_beats().await, Some(actor_message::Message::Returned(returned)));
+    drop(engine);
+    let error = pair.ends().await.expect_err("no engine");
+    assert!(matches!(error, SessionError::EngineGone), "{error}");
+}
+
+#[tokio::test]
 async fn a_signal_gives_back_what_has_not_started() {
     let mut pair = Pair::start().await;
     let mut seat = pair.seat().await;
     seat.welcome().await;
     seat.assign(1, Some(99)).await;
-    while !matches!(
-        seat.next().await,
-        Some(actor_message::Message::Heartbeat(beat)) if beat.episodes_running == 1
-    ) {}
+    seat.runs(1).await;
     pair.cancelled.cancel();
     let expected = EpisodeReturned { episode_id: 1, reason: "the actor drains".into() };
-    assert_eq!(
-        seat.next_but_beats().await,
-        Some(actor_message::Message::Returned(expected))
-    );
+    assert_eq!(seat.next_but_beats().await, Some(actor_message::Message::Returned(expected)));
     assert_eq!(seat.next_but_beats().await, None);
     drop(seat);
     pair.ends().await.expect("drained");

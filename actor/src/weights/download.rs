@@ -129,11 +129,17 @@ impl Download {
         let version = PolicyVersion(manifest.policy_version);
         // Cannot overflow: `verify_manifest` compared the saturating sum with the tensors' bytes,
         // and `check_sizes` refuses what saturates.
-        let weights_bytes = manifest
-            .chunks
-            .iter()
-            .fold(0u64, |sum, chunk| sum.saturating_add(chunk.size_bytes));
-        Self { manifest, hash, version, weights: Vec::new(), chunks_verified: 0, weights_bytes, files }
+        let weights_bytes =
+            manifest.chunks.iter().fold(0u64, |sum, chunk| sum.saturating_add(chunk.size_bytes));
+        Self {
+            manifest,
+            hash,
+            version,
+            weights: Vec::new(),
+            chunks_verified: 0,
+            weights_bytes,
+            files,
+        }
     }
 
     fn check_sizes(self) -> Result<Self, WeightsError> {
@@ -205,10 +211,9 @@ impl Download {
         let verified_bytes: u64 = verified.iter().map(|chunk| chunk.size_bytes).sum();
         self.weights.truncate(usize::try_from(verified_bytes).map_err(|_| memory())?);
         let missing = total.saturating_sub(self.weights.len());
-        self.weights.try_reserve_exact(missing).map_err(|_| WeightsError::Memory {
-            version,
-            bytes: self.weights_bytes,
-        })?;
+        self.weights
+            .try_reserve_exact(missing)
+            .map_err(|_| WeightsError::Memory { version, bytes: self.weights_bytes })?;
         while let Some(chunk) = self.manifest.chunks.get(self.chunks_verified) {
             let what = format!("chunk {}", self.chunks_verified);
             fetch(client, chunk, version, &what, &mut self.weights).await?;

@@ -71,8 +71,7 @@ async fn follow(
 ) -> WeightsError {
     let followed = async {
         let channel = connect_with_retry(address, "the weights", cancelled).await?;
-        let mut client =
-            WeightsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut client = WeightsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut manifests = client.watch(WatchWeightsRequest {}).await?.into_inner();
         loop {
             let manifest = manifests.message().await?.ok_or(WeightsError::Closed)?;

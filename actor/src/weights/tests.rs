@@ -23,6 +23,9 @@ use tonic::{Request, Response, Status, transport::Server};
 use super::*;
 use crate::counters::Counters;
 
+/// A test that waits longer than this fails instead of hanging.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// A weights service whose contents the test can spoil.
 #[derive(Clone)]
 struct FakeLearner {
@@ -66,6 +69,12 @@ impl Weights for FakeLearner {
     }
 }
 
+/// Bytes of the two tensors of a version; no two chunks of 10 are equal.
+fn contents(fill: u8) -> (Vec<u8>, Vec<u8>) {
+    let bytes = |range: std::ops::Range<u8>| range.map(|index| fill ^ index).collect();
+    (bytes(0..24), bytes(24..30))
+}
+
 impl FakeLearner {
     async fn start() -> (Self, String, mpsc::Receiver<()>) {
         let (watched, calls) = mpsc::channel(1000);
@@ -87,9 +96,9 @@ impl FakeLearner {
         Chunk { hash, size_bytes: contents.len() as u64 }
     }
 
-    /// A version with two tensors of `fill`, in chunks of 10 bytes; `change` may spoil it.
+    /// A version with two tensors made of `fill`, in chunks of 10 bytes; `change` may spoil it.
     fn publish(&self, version: u64, fill: u8, change: impl FnOnce(&mut WeightManifest)) {
-        let (first, second) = (vec![fill; 24], vec![fill ^ 0xff; 6]);
+        let (first, second) = contents(fill);
         let entry = |name: &str, dtype: &str, shape: Vec<u64>, bytes: &[u8]| TensorEntry {
             name: name.into(),
             dtype: dtype.into(),
@@ -142,7 +151,8 @@ impl Follower {
     }
 
     async fn next(&mut self) -> StagedPolicy {
-        self.staged.recv().await.expect("the subscriber runs")
+        let staged = tokio::time::timeout(PATIENCE, self.staged.recv()).await;
+        staged.expect("in time").expect("the subscriber runs")
     }
 }
 
@@ -164,7 +174,8 @@ async fn a_version_is_staged_byte_for_byte() {
     let (names, bytes): (Vec<_>, Vec<_>) =
         staged.tensors.iter().map(|(entry, bytes)| (entry.name.as_str(), bytes.to_vec())).unzip();
     assert_eq!(names, ["a", "b"]);
-    assert_eq!(bytes, [vec![7; 24], vec![0xf8; 6]]);
+    let (first, second) = contents(7);
+    assert_eq!(bytes, [first, second]);
     assert_eq!((&staged.config_json[..], &staged.tokenizer_json[..]), (&b"{}"[..], &b"[]"[..]));
     assert_eq!(learner.take_fetched().len(), 5, "two files and three chunks");
 

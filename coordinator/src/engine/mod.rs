@@ -5,8 +5,8 @@
 //! The wire records (`Trajectory`, `Assignment`, `TrainBatch`) are its records too; streams and
 //! status codes are not.
 //!
-//! After each event everything that has become possible is done, in one order ([`Engine::proceed`]),
-//! and the promises that can be checked locally are checked.
+//! After each event everything that has become possible is done, in one order (`proceed`), and the
+//! promises that can be checked locally are checked.
 
 mod admission;
 mod batches;

@@ -16,6 +16,7 @@ pub fn supervised(demonstrations: &[Trajectory]) -> Vec<TrainingSample> {
                 mask: super::grpo::mask(trajectory),
                 advantages: vec![0.0; tokens],
                 behavior_logprobs: vec![0.0; tokens],
+                on_policy: false,
             }
         })
         .collect()

@@ -1,7 +1,10 @@
 //! Group-relative policy optimization (Shao et al. 2024, DeepSeekMath, eq. 3): the advantage of an
 //! episode is its reward relative to its siblings', the same for each of its tokens.
 
-use ballast_proto::v1::{RolloutGroup, Trajectory};
+use ballast_proto::{
+    PolicyVersion,
+    v1::{RolloutGroup, Trajectory},
+};
 
 use super::TrainingSample;
 
@@ -17,14 +20,14 @@ pub struct Grpo {
 }
 
 impl Grpo {
-    /// Samples of closed groups. A group whose advantages are all zero teaches nothing and is left
+    /// Samples of closed groups, for a learner whose weights are `version`. A group whose advantages are all zero teaches nothing and is left
     /// out, which saves its forward pass; a sibling without a reward takes no part (G1).
     #[must_use]
-    pub fn samples(&self, groups: &[RolloutGroup]) -> Vec<TrainingSample> {
-        groups.iter().flat_map(|group| self.group(group)).collect()
+    pub fn samples(&self, groups: &[RolloutGroup], version: PolicyVersion) -> Vec<TrainingSample> {
+        groups.iter().flat_map(|group| self.group(group, version)).collect()
     }
 
-    fn group(&self, group: &RolloutGroup) -> Vec<TrainingSample> {
+    fn group(&self, group: &RolloutGroup, version: PolicyVersion) -> Vec<TrainingSample> {
         let scored: Vec<(&Trajectory, f32)> = group
             .trajectories
             .iter()
@@ -44,6 +47,7 @@ impl Grpo {
                     token_ids: trajectory.token_ids.clone(),
                     advantages: mask.iter().map(|mask| mask * advantage).collect(),
                     behavior_logprobs: trajectory.behavior_logprobs.clone(),
+                    on_policy: sampled_under(trajectory, version),
                     mask,
                 }
             })
@@ -63,6 +67,11 @@ pub fn advantages(rewards: &[f32], divide_by_std: bool) -> Vec<f32> {
     let variance = rewards.iter().map(|reward| (reward - mean).powi(2)).sum::<f32>() / count;
     let scale = if divide_by_std { variance.sqrt() + STD_EPSILON } else { 1.0 };
     rewards.iter().map(|reward| (reward - mean) / scale).collect()
+}
+
+/// Whether all of a trajectory was sampled under `version`.
+fn sampled_under(trajectory: &Trajectory, version: PolicyVersion) -> bool {
+    trajectory.sampled_versions.iter().all(|sampled| sampled.policy_version == version.0)
 }
 
 /// The loss mask as numbers; the first token has no context to be predicted from.
@@ -102,10 +111,11 @@ mod tests {
             group_id: 0,
             trajectories: rewards.into_iter().map(trajectory).collect(),
         };
-        assert!(grpo.samples(&[group([Some(1.0); 3])]).is_empty());
-        assert!(grpo.samples(&[group([None; 3])]).is_empty());
+        let samples = |group| grpo.samples(&[group], PolicyVersion(0));
+        assert!(samples(group([Some(1.0); 3])).is_empty());
+        assert!(samples(group([None; 3])).is_empty());
         // The unscored sibling is absent, not zero.
-        let samples = grpo.samples(&[group([Some(1.0), None, Some(0.0)])]);
+        let samples = samples(group([Some(1.0), None, Some(0.0)]));
         assert_eq!(samples.len(), 2);
         assert!(samples[0].advantages[1] > 0.0 && samples[1].advantages[1] < 0.0);
         assert_eq!(samples[0].advantages[0], 0.0);

@@ -18,6 +18,9 @@ pub struct TrainingSample {
     pub advantages: Vec<f32>,
     /// Log-probability under the behavior policy; 0 where the mask is 0, and in a demonstration.
     pub behavior_logprobs: Vec<f32>,
+    /// Every token was sampled by the very weights that are about to be trained, so the learner's
+    /// log-probabilities must equal the behavior ones up to rounding.
+    pub on_policy: bool,
 }
 
 impl TrainingSample {

@@ -18,6 +18,8 @@ pub struct MicroBatch {
     pub advantages: Tensor,
     /// [N] behavior log-probability of each target.
     pub behavior_logprobs: Tensor,
+    /// [N] 1 where the target was sampled by the weights being trained, else 0.
+    pub on_policy: Tensor,
 }
 
 impl MicroBatch {
@@ -50,6 +52,7 @@ impl MicroBatch {
         let mut tokens = vec![0i64; rows.len() * width];
         let (mut sources, mut targets) = (Vec::new(), Vec::new());
         let (mut advantages, mut behavior_logprobs) = (Vec::new(), Vec::new());
+        let mut on_policy = Vec::new();
         for (row, sample) in rows.iter().enumerate() {
             for (column, token) in sample.token_ids.iter().enumerate() {
                 tokens[row * width + column] = i64::from(*token);
@@ -58,6 +61,7 @@ impl MicroBatch {
                     targets.push(i64::from(*token));
                     advantages.push(sample.advantages[column]);
                     behavior_logprobs.push(sample.behavior_logprobs[column]);
+                    on_policy.push(f32::from(u8::from(sample.on_policy)));
                 }
             }
         }
@@ -68,6 +72,7 @@ impl MicroBatch {
             targets: Tensor::from_slice(&targets).to(device),
             advantages: Tensor::from_slice(&advantages).to(device),
             behavior_logprobs: Tensor::from_slice(&behavior_logprobs).to(device),
+            on_policy: Tensor::from_slice(&on_policy).to(device),
         }
     }
 
@@ -89,6 +94,7 @@ mod tests {
             token_ids: (0..length as u32).map(|id| id + 10).collect(),
             advantages: mask.clone(),
             behavior_logprobs: mask.iter().map(|mask| -mask).collect(),
+            on_policy: false,
             mask,
         }
     }

@@ -38,6 +38,10 @@ pub struct StepReport {
     pub behavior_kl: f64,
     /// Mean importance ratio; 1 for cross-entropy.
     pub importance_ratio: f64,
+    /// Largest difference between the learner's and the actor's log-probability of a token that the
+    /// very weights being trained sampled; absent when no sequence was. The numerics promise: below
+    /// 1e-4 in fp32 on a CPU.
+    pub logprob_gap_max: Option<f64>,
     /// Tokens that carried loss.
     pub trained_tokens: f64,
     /// Tokens run through the network, padding included.
@@ -119,6 +123,9 @@ impl Trainer {
                 report.clip_fraction += part.clipped.double_value(&[]) * share;
                 report.behavior_kl += part.behavior_kl.double_value(&[]) * share;
                 report.importance_ratio += part.ratio.double_value(&[]) * share;
+                if let Some(gap) = on_policy_gap(&logprobs, batch) {
+                    report.logprob_gap_max = Some(report.logprob_gap_max.unwrap_or(0.0).max(gap));
+                }
                 part.loss
             }
         } * share;
@@ -148,6 +155,15 @@ impl Trainer {
             }
         }
     }
+}
+
+/// Largest |learner - behavior| log-probability over the on-policy targets of a micro-batch.
+fn on_policy_gap(logprobs: &Tensor, batch: &MicroBatch) -> Option<f64> {
+    tch::no_grad(|| {
+        let any = batch.on_policy.max().double_value(&[]) > 0.0;
+        let gap = ((logprobs - &batch.behavior_logprobs).abs() * &batch.on_policy).max();
+        any.then(|| gap.double_value(&[]))
+    })
 }
 
 /// The learner's log-probabilities [N] of a micro-batch's targets, with gradient, and the sum of the

@@ -21,6 +21,8 @@ const SECONDS: RangeInclusive<f64> = 0.1..=86_400.0;
 /// The learner keeps old batches and the actors old versions for as long as this.
 const STALENESS_MAX: u64 = 64;
 const THREADS_MAX: u32 = 1024;
+/// The coordinator takes no more from one actor.
+const SLOTS_MAX: u32 = 4096;
 
 /// Every fault of meaning, without the origin, which the caller knows.
 pub(super) fn check(config: &Config) -> Vec<Fault> {
@@ -170,7 +172,7 @@ fn check_processes(config: &Config, faults: &mut Faults) {
     faults.range("learner.checkpoint_every", learner.checkpoint_every, 1..=STEPS_MAX);
     let actor = &config.actor;
     faults.range("actor.count", actor.count, 0..=1024);
-    faults.range("actor.slots", actor.slots, 1..=1 << 16);
+    faults.range("actor.slots", actor.slots, 1..=SLOTS_MAX);
     faults.one_of("actor.device", &actor.device, &devices);
     faults.range("actor.threads", actor.threads, 1..=THREADS_MAX);
 }

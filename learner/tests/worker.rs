@@ -1,0 +1,227 @@
+//! The worker between batches: resuming is exact, bad input is refused by name and changes nothing.
+
+use std::{fs, path::Path, sync::OnceLock};
+
+use ballast_learner::{
+    new_model::{self, Shape},
+    worker::{Completed, Worker},
+};
+use ballast_proto::v1::{
+    Mode, Role, RolloutGroup, SampledVersion, Span, StepKind, StopReason, TaskRef, TrainBatch,
+    Trajectory,
+};
+use ballast_runtime::config::Config;
+use tempfile::TempDir;
+
+/// A small model, made once: its tokenizer takes a second to train.
+fn model() -> &'static Path {
+    static MODEL: OnceLock<TempDir> = OnceLock::new();
+    let directory = MODEL.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let shape = Shape {
+            vocab_size: 400,
+            hidden_size: 16,
+            intermediate_size: 24,
+            layers: 2,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 8,
+            positions_max: 64,
+        };
+        new_model::create(directory.path(), "market", &shape, 1).unwrap();
+        directory
+    });
+    directory.path()
+}
+
+fn config(runs: &Path) -> Config {
+    let mut config = Config::default();
+    config.run.directory = runs.to_owned();
+    config.model.checkpoint = model().to_owned();
+    config
+}
+
+fn trajectory(episode_id: u64, tokens: usize, reward: f32) -> Trajectory {
+    let start = 2;
+    let sampled = |at: usize| at >= start;
+    Trajectory {
+        episode_id,
+        group_id: Some(0),
+        task: Some(TaskRef::default()),
+        mode: Mode::Explore.into(),
+        token_ids: (0..tokens).map(|at| ((at as u64 * 7 + episode_id) % 300) as u32).collect(),
+        loss_mask: (0..tokens).map(|at| u8::from(sampled(at))).collect(),
+        behavior_logprobs: (0..tokens).map(|at| if sampled(at) { -5.0 } else { 0.0 }).collect(),
+        policy_versions: vec![0; tokens],
+        sampled_versions: vec![SampledVersion { policy_version: 0, manifest_hash: vec![0; 32] }],
+        spans: vec![
+            Span { role: Role::User.into(), start: 0, end: start as u32, ..Default::default() },
+            Span {
+                role: Role::Assistant.into(),
+                start: start as u32,
+                end: tokens as u32,
+                ..Default::default()
+            },
+        ],
+        stop_reason: StopReason::Done.into(),
+        reward: Some(reward),
+        success: Some(reward > 0.5),
+        ..Default::default()
+    }
+}
+
+fn sft(step: u64) -> TrainBatch {
+    let demonstration =
+        |id| Trajectory { mode: Mode::Demonstrate.into(), ..trajectory(id, 12, 1.0) };
+    TrainBatch {
+        step,
+        kind: StepKind::Sft.into(),
+        demonstrations: vec![demonstration(step), demonstration(step + 1)],
+        learning_rate: 1e-2,
+        ..Default::default()
+    }
+}
+
+fn rl(step: u64) -> TrainBatch {
+    let trajectories = (0..4).map(|id| trajectory(id, 8 + id as usize, (id % 2) as f32)).collect();
+    TrainBatch {
+        step,
+        kind: StepKind::Rl.into(),
+        groups: vec![RolloutGroup { group_id: 0, trajectories }],
+        learning_rate: 1e-3,
+        ..Default::default()
+    }
+}
+
+fn checkpoint(step: u64) -> TrainBatch {
+    TrainBatch { step, kind: StepKind::Checkpoint.into(), ..Default::default() }
+}
+
+fn perform(worker: &mut Worker, batch: &TrainBatch) -> Completed {
+    worker.perform(batch).unwrap()
+}
+
+#[test]
+fn a_run_continued_from_a_checkpoint_is_bit_identical() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut whole = Worker::open(&config(runs.path())).unwrap();
+    perform(&mut whole, &sft(1));
+    perform(&mut whole, &rl(2));
+    let saved = perform(&mut whole, &checkpoint(2)).checkpoint.unwrap();
+    assert!(saved.ends_with("run/checkpoints/step-2"));
+    let hashes = [rl(3), sft(4)].map(|batch| perform(&mut whole, &batch).manifest_hash);
+
+    let mut resumed = Worker::open(&config(runs.path())).unwrap();
+    assert_eq!(resumed.last_step(), 2);
+    let again = [rl(3), sft(4)].map(|batch| perform(&mut resumed, &batch).manifest_hash);
+    assert_eq!(again, hashes);
+}
+
+#[test]
+fn every_kind_of_step_changes_the_weights_and_reports_its_numbers() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut worker = Worker::open(&config(runs.path())).unwrap();
+    let start = worker.manifest_hash();
+    let first = perform(&mut worker, &sft(1));
+    let second = perform(&mut worker, &rl(2));
+    assert!(start != first.manifest_hash && first.manifest_hash != second.manifest_hash);
+    assert!(first.metrics["loss/cross_entropy"] > 1.0);
+    assert!(second.metrics.contains_key("loss/policy_gradient"));
+    assert!(second.metrics["train/gradient_norm"] > 0.0);
+    // The versions of the batch are not the learner's, so there is no gap to measure.
+    assert!(!second.metrics.contains_key("train/logprob_gap_max"));
+}
+
+#[test]
+fn a_batch_out_of_order_or_with_a_broken_trajectory_changes_nothing() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut worker = Worker::open(&config(runs.path())).unwrap();
+    let before = worker.manifest_hash();
+    let late = worker.perform(&sft(3)).unwrap_err().to_string();
+    assert!(late.contains("step 3 after step 0"), "{late}");
+    let mut broken = rl(1);
+    broken.groups[0].trajectories[1].loss_mask.pop();
+    let invalid = worker.perform(&broken).unwrap_err().to_string();
+    assert!(invalid.contains("loss_mask has 8 entries for 9 tokens"), "{invalid}");
+    assert_eq!((worker.last_step(), worker.manifest_hash()), (0, before));
+}
+
+#[test]
+fn a_number_that_is_not_finite_skips_the_step() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut worker = Worker::open(&config(runs.path())).unwrap();
+    let mut batch = rl(1);
+    batch.groups[0].trajectories[1].reward = Some(f32::NAN);
+    // The wire check refuses it before it can reach the loss.
+    let error = worker.perform(&batch).unwrap_err().to_string();
+    assert!(error.contains("reward holds an impossible number"), "{error}");
+}
+
+fn copy_of_model(target: &Path) {
+    for entry in fs::read_dir(model()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), target.join(entry.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_used_is_named_with_its_fault() {
+    let runs = tempfile::tempdir().unwrap();
+    type Fault = (&'static str, fn(&Path));
+    let faults: [Fault; 5] = [
+        ("model.safetensors is truncated", |directory| {
+            let path = directory.join("model.safetensors");
+            let bytes = fs::read(&path).unwrap();
+            fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        }),
+        ("model.safetensors: No such file", |directory| {
+            fs::remove_file(directory.join("model.safetensors")).unwrap();
+        }),
+        ("vocab_size", |directory| {
+            let path = directory.join("tokenizer.json");
+            let mut json: serde_json::Value =
+                serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            let added = json["added_tokens"].as_array_mut().unwrap();
+            let mut extra = added[0].clone();
+            let last = added.iter().map(|token| token["id"].as_u64().unwrap()).max().unwrap();
+            extra["id"] = (last + 1).into();
+            extra["content"] = "<|extra|>".into();
+            added.push(extra);
+            fs::write(&path, serde_json::to_vec(&json).unwrap()).unwrap();
+        }),
+        ("<tool_call>", |directory| {
+            let path = directory.join("tokenizer.json");
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(&path, text.replace("\"<tool_call>\"", "\"<other>\"")).unwrap();
+        }),
+        ("config.json is not a JSON object", |directory| {
+            fs::write(directory.join("config.json"), b"{").unwrap();
+        }),
+    ];
+    for (expected, plant) in faults {
+        let directory = tempfile::tempdir().unwrap();
+        copy_of_model(directory.path());
+        plant(directory.path());
+        let mut config = config(runs.path());
+        config.model.checkpoint = directory.path().to_owned();
+        let message = Worker::open(&config).unwrap_err().to_string();
+        assert!(message.contains(expected), "{expected}: {message}");
+    }
+}
+
+#[test]
+fn a_checkpoint_that_was_cut_off_does_not_count() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut worker = Worker::open(&config(runs.path())).unwrap();
+    perform(&mut worker, &sft(1));
+    perform(&mut worker, &checkpoint(1));
+    // What a kill during the save of step 2 leaves behind.
+    let partial = runs.path().join("run/checkpoints/.step-2.partial");
+    fs::create_dir_all(&partial).unwrap();
+    fs::write(partial.join("config.json"), b"{").unwrap();
+    let mut again = Worker::open(&config(runs.path())).unwrap();
+    assert_eq!(again.last_step(), 1);
+    perform(&mut again, &sft(2));
+    assert!(perform(&mut again, &checkpoint(2)).checkpoint.unwrap().is_dir());
+    assert!(!partial.exists());
+}
