@@ -1,7 +1,9 @@
 """Compares a checkpoint's logits: Hugging Face transformers against `ballast-learner logits`.
 
-Usage: compare_transformers.py CHECKPOINT_DIR BALLAST_LEARNER
+Usage: compare_transformers.py CHECKPOINT_DIR BALLAST_LEARNER [RECORD]
 Both compute in fp32. Fails if any logit of any position of any prompt differs by more than 1e-4.
+RECORD is a file to write the prompts and transformers' logits of their last positions to; the test
+`policy/tests/transformers.rs` holds us to them where there is no Python.
 """
 
 import json
@@ -21,19 +23,26 @@ PROMPTS = [
 ]
 
 
-def main(checkpoint, learner):
+def main(checkpoint, learner, record=None):
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     worst = 0.0
+    recorded = []
     for prompt in PROMPTS:
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        difference = (theirs(model, ids) - ours(learner, checkpoint, ids)).abs().max().item()
+        expected = theirs(model, ids)
+        recorded.append({"token_ids": ids, "logits": expected[-1].tolist()})
+        difference = (expected - ours(learner, checkpoint, ids)).abs().max().item()
         worst = max(worst, difference)
         print(f"{len(ids):4} tokens, largest difference {difference:.2e}  {prompt[:40]!r}")
     if not worst <= TOLERANCE:
         sys.exit(f"logits differ by {worst:.2e}, and {TOLERANCE:.0e} is allowed")
     print(f"logits agree to {TOLERANCE:.0e}")
+    if record:
+        with open(record, "w", encoding="utf-8") as file:
+            json.dump(recorded, file)
+            file.write("\n")
 
 
 def theirs(model, ids):

@@ -9,18 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use ballast_actor::{
     decoder::DecoderFactory,
     engine::{self, Engine},
     health,
-    session::Session,
+    session::{Session, SessionError},
     weights,
 };
 use ballast_runtime::{
     config::Config,
     config_file::{ConfigArgs, to_toml},
-    net,
+    exit, net,
     shutdown::Shutdown,
     telemetry,
 };
@@ -84,10 +84,7 @@ fn main() -> ExitCode {
     telemetry::init("actor");
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => exit::failure(error.as_ref()),
     }
 }
 
@@ -96,7 +93,7 @@ fn run(args: Args) -> Result<()> {
         println!("{}", serde_json::json!({ "tokens_per_s": tokens_per_second(bench)? }));
         return Ok(());
     }
-    let config = args.config.load()?;
+    let config = args.config.load().map_err(exit::unusable)?;
     if args.config.dry_run {
         print!("{}", to_toml(&config));
         return Ok(());
@@ -112,12 +109,13 @@ fn run(args: Args) -> Result<()> {
 async fn serve(args: Args, config: Config) -> Result<()> {
     let coordinator = args.coordinator.unwrap_or(config.coordinator.listen.clone());
     if coordinator.ends_with(":0") {
-        bail!("{coordinator} is no address to connect to; name the coordinator with --coordinator");
+        let remedy = "is no address to connect to; name the coordinator with --coordinator";
+        return Err(exit::unusable(format!("{coordinator} {remedy}")).into());
     }
     let shutdown = Shutdown::listen().context("signals cannot be handled")?;
     let started = Instant::now();
     let engine = engine::spawn(Engine::new(
-        decoder_factory(&config)?,
+        decoder_factory(&config).map_err(exit::unusable)?,
         config.actor.slots as usize,
         config.episode.trajectory_tokens_max as usize,
         Box::new(move || started.elapsed()),
@@ -155,7 +153,10 @@ async fn serve(args: Args, config: Config) -> Result<()> {
     shutdown.request();
     engine.mailbox.stop();
     join(engine.thread)?;
-    Ok(ended?)
+    ended.map_err(|error| match error {
+        SessionError::Refused { .. } | SessionError::Connect(_) => exit::unusable(error).into(),
+        SessionError::EngineGone => error.into(),
+    })
 }
 
 #[cfg(feature = "torch")]
@@ -179,12 +180,12 @@ const NO_DECODER: &str =
 
 #[cfg(not(feature = "torch"))]
 fn decoder_factory(_config: &Config) -> Result<Box<dyn DecoderFactory>> {
-    bail!(NO_DECODER)
+    anyhow::bail!(NO_DECODER)
 }
 
 #[cfg(not(feature = "torch"))]
 fn tokens_per_second(_args: &BenchArgs) -> Result<Vec<f64>> {
-    bail!(NO_DECODER)
+    anyhow::bail!(NO_DECODER)
 }
 
 /// Waits for the engine's thread, which ends after the decode step at hand.

@@ -17,17 +17,17 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct TorchDecoderFactory {
     device: Device,
+    threads: u32,
 }
 
 impl TorchDecoderFactory {
-    /// Opens "cpu" or "cuda" and sets the threads libtorch uses inside one operation.
+    /// Opens "cpu" or "cuda"; `threads` is what libtorch may use inside one operation.
     ///
     /// # Errors
     /// The device is unknown or absent.
     pub fn new(device: &str, threads: u32) -> Result<Self, ballast_policy::DeviceError> {
         let device = open_device(device)?;
-        set_threads(threads);
-        Ok(Self { device })
+        Ok(Self { device, threads })
     }
 }
 
@@ -38,7 +38,11 @@ impl DecoderFactory for TorchDecoderFactory {
         slots: usize,
         trajectory_tokens_max: usize,
     ) -> Result<Box<dyn Decoder>, DecodeError> {
-        let config = ModelConfig::from_json(&staged.config_json).map_err(refused)?;
+        // Here, because the setting belongs to the thread that decodes.
+        set_threads(self.threads);
+        let config = ModelConfig::from_json(&staged.config_json).map_err(|error| {
+            DecodeError(format!("config.json of the published policy: {error}"))
+        })?;
         let tokenizer = Tokenizer::from_bytes(&staged.tokenizer_json).map_err(refused)?;
         let policy = Policy::new(config, &tensors(staged)?, self.device).map_err(refused)?;
         let control = tokenizer.control().all();

@@ -161,6 +161,21 @@ fn a_coordinator_that_cannot_start_is_quoted() {
 }
 
 #[test]
+fn a_learner_that_would_fail_again_ends_the_run_at_once() {
+    let refuse = "echo 'error: x/config.json: No such file' >&2; exit 78";
+    let scene = Scene::new(COORDINATOR, refuse, MEMBER);
+    let output = scene.up().output().expect("ballast");
+    assert_eq!(output.status.code(), Some(1));
+    let text = text(&output);
+    assert!(
+        text.contains("learner died (exit status: 78); another start would not help"),
+        "{text}"
+    );
+    assert!(text.contains("| error: x/config.json: No such file"), "{text}");
+    assert_eq!(scene.await_lines("learner.args", 1).len(), 1, "it was started again");
+}
+
+#[test]
 fn a_coordinator_that_dies_mid_run_ends_the_run_with_an_error() {
     let scene = Scene::new(COORDINATOR, STUBBORN_MEMBER, STUBBORN_MEMBER);
     let up = scene.up().spawn().expect("ballast");

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use ballast_coordinator::process::Coordinator;
 use ballast_runtime::{
     config_file::{self, ConfigArgs},
+    exit,
     shutdown::Shutdown,
     telemetry,
 };
@@ -39,29 +40,13 @@ struct Args {
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", describe(&error));
-            ExitCode::FAILURE
-        }
+        Err(error) => exit::failure(error.as_ref()),
     }
-}
-
-/// The error and its causes on one line, without those its own text already tells.
-fn describe(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
-        if text.is_empty() {
-            cause
-        } else if text.contains(&cause) {
-            text
-        } else {
-            format!("{text}: {cause}")
-        }
-    })
 }
 
 fn run() -> anyhow::Result<()> {
     let args = Args::parse();
-    let config = args.config.load()?;
+    let config = args.config.load().map_err(exit::unusable)?;
     if args.config.dry_run {
         std::io::stdout().write_all(config_file::to_toml(&config).as_bytes())?;
         return Ok(());
@@ -70,7 +55,8 @@ fn run() -> anyhow::Result<()> {
     tokio::runtime::Runtime::new().context("cannot start the async runtime")?.block_on(async {
         let shutdown = Shutdown::listen().context("cannot listen for signals")?;
         let run = config.run.directory.join(&config.run.name);
-        let coordinator = Coordinator::build(config, args.insecure_listen).await?;
+        let coordinator = Coordinator::build(config, args.insecure_listen).await;
+        let coordinator = coordinator.map_err(exit::unusable)?;
         tracing::info!("listening on {}, run in {}", coordinator.address(), run.display());
         coordinator.run(shutdown.token()).await?;
         tracing::info!("the run is over; see {}", run.join("result.json").display());

@@ -116,7 +116,13 @@ impl MetricsWriter {
     /// # Errors
     /// The file cannot be written, for example because the disk is full.
     pub fn write(&mut self, line: &MetricsLine) -> io::Result<()> {
-        self.file.write_all(format!("{}\n", line.to_json()).as_bytes())
+        let length = self.file.metadata()?.len();
+        let written = self.file.write_all(format!("{}\n", line.to_json()).as_bytes());
+        if written.is_err() {
+            // Part of a line would spoil the next one. Best effort: the first error is reported.
+            drop(self.file.set_len(length));
+        }
+        written
     }
 }
 
@@ -150,6 +156,15 @@ mod tests {
                 "train/seconds [s]",
             ]
         );
+    }
+
+    #[test]
+    fn every_name_is_documented() {
+        let document = include_str!("../../docs/metrics.md");
+        for Metric { name, unit, meaning } in name::ALL {
+            let row = format!("| `{name}` | {unit} | {meaning} |");
+            assert!(document.contains(&row), "docs/metrics.md lacks this row:\n{row}");
+        }
     }
 
     #[test]

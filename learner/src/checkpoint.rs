@@ -23,7 +23,7 @@ const MOMENTS_FILE: &str = "trainer_state.safetensors";
 const FIRST: &str = "optimizer.first_moment";
 const SECOND: &str = "optimizer.second_moment";
 
-/// Files that make the directory usable elsewhere; copied from the initial checkpoint when present.
+/// Files that make the directory usable elsewhere; kept when the initial checkpoint has them.
 const COMPANION_FILES: [&str; 4] = [
     "tokenizer_config.json",
     "generation_config.json",
@@ -64,6 +64,36 @@ struct State {
     optimizer_steps: u64,
 }
 
+/// Files that training does not change. They are read once, at the start: whatever happens to the
+/// initial checkpoint while the run goes on, what is saved later is complete.
+#[derive(Clone, Debug)]
+pub struct Companions(Vec<(&'static str, Vec<u8>)>);
+
+impl Companions {
+    /// Reads them from a checkpoint directory; only the tokenizer must be there.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn read(directory: &Path) -> Result<Self, Error> {
+        let mut files = Vec::new();
+        for name in COMPANION_FILES.into_iter().chain([TOKENIZER_FILE]) {
+            let path = directory.join(name);
+            if name == TOKENIZER_FILE || path.is_file() {
+                let bytes = fs::read(&path).map_err(|source| Error::Io { path, source })?;
+                files.push((name, bytes));
+            }
+        }
+        Ok(Self(files))
+    }
+
+    fn write(&self, directory: &Path) -> Result<(), Error> {
+        self.0.iter().try_for_each(|(name, bytes)| {
+            let path = directory.join(name);
+            fs::write(&path, bytes).map_err(|source| Error::Io { path, source })
+        })
+    }
+}
+
 /// A complete checkpoint of a run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Checkpoint {
@@ -92,39 +122,28 @@ impl Checkpoint {
         Ok(complete.max())
     }
 
-    /// Writes the checkpoint of `step` under `root`; companions come from `origin`, the directory
-    /// the run started from.
+    /// Writes the checkpoint of `step` under `root`.
     ///
     /// # Errors
-    /// The disk refuses; then no `step-N` appears.
+    /// The disk refuses; then no `step-N` appears, and nothing is left that takes room.
     pub fn save(
         root: &Path,
         step: u64,
         policy: &Policy,
         moments: &Moments,
-        origin: &Path,
+        companions: &Companions,
     ) -> Result<Self, Error> {
         let directory = root.join(format!("step-{step}"));
         let beside = root.join(format!(".step-{step}.partial"));
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::Io { path, source }
-        };
         if beside.exists() {
             fs::remove_dir_all(&beside).map_err(io(&beside))?;
         }
-        fs::create_dir_all(&beside).map_err(io(&beside))?;
-        write_model(&beside, policy, origin)?;
-        let flat = |tensor: &Tensor| tensor.shallow_clone();
-        let moments_file = beside.join(MOMENTS_FILE);
-        let tensors =
-            [(FIRST.to_owned(), flat(&moments.first)), (SECOND.to_owned(), flat(&moments.second))];
-        write_weights(&moments_file, &tensors)?;
-        let state = State { step, optimizer_steps: moments.steps };
-        let text = serde_json::to_vec_pretty(&state).expect("two numbers always serialise");
-        let state_file = beside.join(STATE_FILE);
-        fs::write(&state_file, text).map_err(io(&state_file))?;
-        sync(&beside)?;
+        let written = write_all(&beside, step, policy, moments, companions);
+        if let Err(error) = written {
+            // Best effort: the first error is the one to report.
+            drop(fs::remove_dir_all(&beside));
+            return Err(error);
+        }
         if directory.exists() {
             // The same step again, after a restart from an older checkpoint.
             fs::remove_dir_all(&directory).map_err(io(&directory))?;
@@ -163,20 +182,34 @@ impl Checkpoint {
     }
 }
 
-/// Writes the files that `transformers` loads: config, weights, tokenizer and companions.
-fn write_model(directory: &Path, policy: &Policy, origin: &Path) -> Result<(), Error> {
+/// Writes a whole checkpoint into a new directory and makes it durable: the files that
+/// `transformers` loads, and the trainer's state.
+fn write_all(
+    directory: &Path,
+    step: u64,
+    policy: &Policy,
+    moments: &Moments,
+    companions: &Companions,
+) -> Result<(), Error> {
+    fs::create_dir_all(directory).map_err(io(directory))?;
     let config = directory.join(CONFIG_FILE);
-    fs::write(&config, policy.config().to_json())
-        .map_err(|source| Error::Io { path: config.clone(), source })?;
+    fs::write(&config, policy.config().to_json()).map_err(io(&config))?;
     write_weights(&directory.join(WEIGHTS_FILE), &policy.named_tensors())?;
-    for name in COMPANION_FILES.iter().chain(&[TOKENIZER_FILE]) {
-        let from = origin.join(name);
-        if from.is_file() {
-            fs::copy(&from, directory.join(name))
-                .map_err(|source| Error::Io { path: from, source })?;
-        }
-    }
-    Ok(())
+    companions.write(directory)?;
+    let flat = |tensor: &Tensor| tensor.shallow_clone();
+    let tensors =
+        [(FIRST.to_owned(), flat(&moments.first)), (SECOND.to_owned(), flat(&moments.second))];
+    write_weights(&directory.join(MOMENTS_FILE), &tensors)?;
+    let state = State { step, optimizer_steps: moments.steps };
+    let text = serde_json::to_vec_pretty(&state).expect("two numbers always serialise");
+    let state_file = directory.join(STATE_FILE);
+    fs::write(&state_file, text).map_err(io(&state_file))?;
+    sync(directory)
+}
+
+fn io(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { path, source }
 }
 
 /// Makes every file of a directory, and the directory itself, durable.

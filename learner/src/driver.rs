@@ -1,6 +1,9 @@
 //! The learner's loop: take a batch, carry it out on a thread of its own, report it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ballast_proto::v1::{StepKind, TrainBatch};
 use ballast_runtime::{backoff::Backoff, net::connect_with_retry};
@@ -15,6 +18,9 @@ use crate::{
 /// How long a refusal (another learner holds the stream) is retried before it counts as final: a
 /// learner that was killed and restarted may come back before its old stream is seen to be dead.
 const REFUSED_MAX: Duration = Duration::from_secs(45);
+/// Pauses between two attempts to save a checkpoint while the disk refuses.
+const SAVE_RETRY_INITIAL: Duration = Duration::from_millis(500);
+const SAVE_RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// Why the learner ended before the run did.
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +40,8 @@ pub enum Error {
     #[error(transparent)]
     Connect(#[from] ballast_runtime::net::ConnectError),
     /// The training thread died.
-    #[error("the training thread ended unexpectedly: {0}")]
-    Thread(#[from] tokio::task::JoinError),
+    #[error("the training thread panicked; its last words are in the log")]
+    Thread,
 }
 
 /// How one stream of batches ended.
@@ -94,19 +100,31 @@ impl Driver {
                 Ended::Broken(status) => status,
             };
             if status.code() == Code::FailedPrecondition {
-                let since = *refused_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > REFUSED_MAX {
-                    let (address, reason) = (self.address.clone(), status.message().to_owned());
-                    return Err(Error::Refused { address, reason });
-                }
+                self.on_refusal(&mut refused_since, &status)?;
+            } else {
+                tracing::warn!("lost the coordinator ({}); connecting again", status.message());
             }
-            tracing::warn!("lost the coordinator ({}); connecting again", status.message());
             tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => return self.stop(),
                 () = tokio::time::sleep(backoff.next_delay()) => {}
             }
         }
+    }
+
+    /// Waits in silence after the first refusal, until it has lasted too long.
+    fn on_refusal(&self, since: &mut Option<Instant>, status: &Status) -> Result<(), Error> {
+        let reason = status.message();
+        let Some(since) = since else {
+            *since = Some(Instant::now());
+            let seconds = REFUSED_MAX.as_secs();
+            tracing::warn!("refused ({reason}); trying again for {seconds} s");
+            return Ok(());
+        };
+        if since.elapsed() <= REFUSED_MAX {
+            return Ok(());
+        }
+        Err(Error::Refused { address: self.address.clone(), reason: reason.to_owned() })
     }
 
     /// Follows one stream of batches to its end.
@@ -132,7 +150,7 @@ impl Driver {
                 },
             };
             let finish = batch.kind() == StepKind::Finish;
-            let completed = self.perform(batch).await?;
+            let Some(completed) = self.perform(batch).await? else { return Ok(Ended::Stopped) };
             self.unreported = Some(completed);
             if let Err(status) = self.report(coordinator).await {
                 if finish {
@@ -158,17 +176,43 @@ impl Driver {
         Ok(batches)
     }
 
-    async fn perform(&mut self, batch: TrainBatch) -> Result<Completed, Error> {
+    /// Carries out a batch. A checkpoint that the disk refuses is tried again for as long as it
+    /// takes, since the weights are safe in memory; `None` when a signal ends that.
+    async fn perform(&mut self, batch: TrainBatch) -> Result<Option<Completed>, Error> {
+        let mut backoff = Backoff::new(SAVE_RETRY_INITIAL, SAVE_RETRY_MAX, 0);
+        let batch = Arc::new(batch);
+        loop {
+            let refused = match self.attempt(Arc::clone(&batch)).await? {
+                Err(worker::Error::Checkpoint(refused)) => refused,
+                result => return Ok(Some(result?)),
+            };
+            tracing::warn!(
+                "the checkpoint of step {} cannot be saved ({refused}); free disk space, the run \
+                 goes on by itself",
+                batch.step
+            );
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return Ok(None),
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+            }
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        batch: Arc<TrainBatch>,
+    ) -> Result<Result<Completed, worker::Error>, Error> {
         let Some(mut worker) = self.worker.take() else {
             unreachable!("the worker is put back below after every batch");
         };
-        let (worker, result) = tokio::task::spawn_blocking(move || {
+        let performed = tokio::task::spawn_blocking(move || {
             let result = worker.perform(&batch);
             (worker, result)
-        })
-        .await?;
+        });
+        let (worker, result) = performed.await.map_err(|_| Error::Thread)?;
         self.worker = Some(worker);
-        Ok(result?)
+        Ok(result)
     }
 
     async fn report(&mut self, coordinator: &mut Coordinator) -> Result<(), Status> {
@@ -180,7 +224,9 @@ impl Driver {
     }
 
     fn stop(self) -> Result<(), Error> {
-        if let Some(worker) = self.worker {
+        if let Some(mut worker) = self.worker
+            && !worker.is_saved()
+        {
             let checkpoint = worker.save()?;
             tracing::info!("stopped; saved {}", checkpoint.directory.display());
         }

@@ -9,17 +9,17 @@ use std::{
 use anyhow::Context as _;
 use ballast_learner::{
     bench,
-    driver::Driver,
+    driver::{self, Driver},
     new_model::{self, Shape},
     rpc::{LearnerIdentity, WeightsService},
     worker::{Worker, load_policy},
 };
-use ballast_policy::{WEIGHTS_FILE, read_weights, write_weights_bf16};
+use ballast_policy::{ModelConfig, WEIGHTS_FILE, read_weights, write_weights_bf16};
 use ballast_proto::{Generation, v1::weights_server::WeightsServer};
 use ballast_runtime::{
     config::Config,
     config_file::{ConfigArgs, to_toml},
-    net,
+    exit, net,
     shutdown::Shutdown,
     telemetry,
 };
@@ -55,9 +55,9 @@ enum Command {
         world: String,
         #[arg(long, default_value_t = 512)]
         vocab_size: usize,
-        #[arg(long, default_value_t = 96)]
+        #[arg(long, default_value_t = 64)]
         hidden_size: i64,
-        #[arg(long, default_value_t = 256)]
+        #[arg(long, default_value_t = 192)]
         intermediate_size: i64,
         #[arg(long, default_value_t = 4)]
         layers: i64,
@@ -65,7 +65,7 @@ enum Command {
         heads: i64,
         #[arg(long, default_value_t = 2)]
         kv_heads: i64,
-        #[arg(long, default_value_t = 32)]
+        #[arg(long, default_value_t = 16)]
         head_dim: i64,
         #[arg(long, default_value_t = 1024)]
         positions_max: i64,
@@ -116,20 +116,17 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ballast-learner: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => exit::failure(error.as_ref()),
     }
 }
 
 fn train(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = arguments.config.load()?;
+    let config = arguments.config.load().map_err(exit::unusable)?;
     if arguments.config.dry_run {
         println!("{}", to_toml(&config));
         return Ok(());
     }
-    let worker = Worker::open(&config)?;
+    let worker = Worker::open(&config).map_err(exit::unusable)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -140,7 +137,7 @@ fn train(arguments: &Arguments) -> anyhow::Result<()> {
 
 async fn serve(arguments: &Arguments, config: &Config, worker: Worker) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen().context("listen for signals")?;
-    let (listener, bound) = net::bind(&config.learner.listen).await?;
+    let (listener, bound) = net::bind(&config.learner.listen).await.map_err(exit::unusable)?;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<WeightsServer<WeightsService>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -169,7 +166,10 @@ async fn serve(arguments: &Arguments, config: &Config, worker: Worker) -> anyhow
         arguments.coordinator.clone().unwrap_or_else(|| config.coordinator.listen.clone());
     let driver = Driver::new(coordinator, identity, worker, shutdown.token());
     tokio::select! {
-        ended = driver.run() => Ok(ended?),
+        ended = driver.run() => ended.map_err(|error| match error {
+            driver::Error::Refused { .. } | driver::Error::Connect(_) => exit::unusable(error).into(),
+            error => error.into(),
+        }),
         served = server => served.context("serve the weights"),
     }
 }
@@ -208,6 +208,7 @@ fn tool(command: &Command) -> anyhow::Result<()> {
         }
         Command::Logits { checkpoint, prompt_ids } => {
             let policy = load_policy(checkpoint, tch::Device::Cpu)?;
+            check_ids(prompt_ids, policy.config())?;
             let tokens = tch::Tensor::from_slice(prompt_ids).unsqueeze(0);
             let logits = policy.forward(&tokens).squeeze_dim(0);
             let rows = Vec::<Vec<f32>>::try_from(logits)?;
@@ -220,4 +221,17 @@ fn tool(command: &Command) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// libtorch aborts on an index that is out of range.
+fn check_ids(prompt_ids: &[i64], config: &ModelConfig) -> anyhow::Result<()> {
+    let vocabulary = 0..config.vocab_size;
+    if let Some(id) = prompt_ids.iter().find(|id| !vocabulary.contains(id)) {
+        anyhow::bail!("--prompt-ids: {id} is no token id; allowed: 0 to {}", vocabulary.end - 1);
+    }
+    let positions = config.positions_max;
+    if i64::try_from(prompt_ids.len()).is_ok_and(|length| length > positions) {
+        anyhow::bail!("--prompt-ids: the network takes at most {positions} tokens");
+    }
+    Ok(())
 }

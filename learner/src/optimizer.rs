@@ -81,7 +81,6 @@ impl ScaleInPlace for Tensor {
 }
 
 /// Global L2 norm of a gradient, and the gradient scaled down to at most `norm_max`.
-#[must_use]
 pub fn clip(gradient: &Tensor, norm_max: f64) -> (f64, Tensor) {
     let norm = gradient.norm().to_kind(Kind::Double).double_value(&[]);
     let scale = if norm > norm_max { norm_max / norm } else { 1.0 };

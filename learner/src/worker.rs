@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 use crate::{
     algorithm::{Grpo, TrainingSample, supervised},
-    checkpoint::{self, Checkpoint},
+    checkpoint::{self, Checkpoint, Companions},
     loss::Clip,
     optimizer::{AdamW, Moments},
     publish::WeightStore,
@@ -38,7 +38,7 @@ pub enum Error {
     #[error(transparent)]
     Network(#[from] ballast_policy::CheckpointError),
     /// The weights are not the network's.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}; weights and config.json must be of one checkpoint")]
     Parameters {
         /// The checkpoint directory.
         path: PathBuf,
@@ -46,9 +46,9 @@ pub enum Error {
         source: ballast_policy::ParameterError,
     },
     /// The tokenizer cannot be used.
-    #[error("{path}: {source}")]
+    #[error("checkpoint {path}: {source}")]
     Tokenizer {
-        /// The file.
+        /// The checkpoint directory.
         path: PathBuf,
         /// What is wrong.
         source: ballast_chat::TokenizerError,
@@ -65,6 +65,19 @@ pub enum Error {
         config: i64,
         /// Tokens of the tokenizer.
         tokenizer: usize,
+    },
+    /// The network has fewer positions than an episode may have tokens.
+    #[error(
+        "{path}: config.json says max_position_embeddings {positions}, but \
+         episode.trajectory_tokens_max is {tokens}; set that to {positions} or less"
+    )]
+    Context {
+        /// The checkpoint directory.
+        path: PathBuf,
+        /// Longest sequence of the network.
+        positions: i64,
+        /// Longest trajectory of the run.
+        tokens: u32,
     },
     /// The device is absent.
     #[error(transparent)]
@@ -111,8 +124,11 @@ pub struct Worker {
     clip: Clip,
     step: u64,
     manifest_hash: ManifestHash,
-    origin: PathBuf,
+    companions: Companions,
     checkpoints: PathBuf,
+    /// The newest checkpoint of the run, by this process or the one before it.
+    saved: Option<Checkpoint>,
+    threads: u32,
 }
 
 impl Worker {
@@ -123,12 +139,13 @@ impl Worker {
     pub fn open(config: &Config) -> Result<Self, Error> {
         let device = open_device(&config.learner.device)?;
         set_threads(config.learner.threads);
-        let origin = config.model.checkpoint.clone();
         let checkpoints = config.run.directory.join(&config.run.name).join("checkpoints");
         let saved = Checkpoint::newest(&checkpoints)?;
-        let directory = saved.as_ref().map_or(&origin, |saved| &saved.directory);
+        let directory = saved.as_ref().map_or(&config.model.checkpoint, |saved| &saved.directory);
         let policy = load_policy(directory, device)?;
         let tokenizer = load_tokenizer(directory, &policy)?;
+        check_context(directory, &policy, config.episode.trajectory_tokens_max)?;
+        let companions = Companions::read(directory)?;
         let moments = match &saved {
             Some(saved) => saved.moments(&policy)?,
             None => Moments::zero(policy.flat()),
@@ -152,8 +169,10 @@ impl Worker {
             clip: Clip { low: config.rl.clip_low, high: config.rl.clip_high },
             step,
             manifest_hash,
-            origin,
+            companions,
             checkpoints,
+            saved,
+            threads: config.learner.threads,
         })
     }
 
@@ -180,6 +199,8 @@ impl Worker {
     /// # Errors
     /// A batch that is out of order or malformed, or a checkpoint the disk refuses.
     pub fn perform(&mut self, batch: &TrainBatch) -> Result<Completed, Error> {
+        // The driver runs each batch on whatever thread is free.
+        set_threads(self.threads);
         match batch.kind() {
             StepKind::Rl | StepKind::Sft => self.train(batch),
             StepKind::Checkpoint => {
@@ -191,14 +212,26 @@ impl Worker {
         }
     }
 
-    /// Writes a checkpoint of the weights as they are.
+    /// Whether there is nothing to lose: the weights are those of a checkpoint.
+    #[must_use]
+    pub fn is_saved(&self) -> bool {
+        self.step == self.saved.as_ref().map_or(0, |saved| saved.step)
+    }
+
+    /// Writes a checkpoint of the weights as they are, unless there is one.
     ///
     /// # Errors
-    /// The disk refuses.
-    pub fn save(&self) -> Result<Checkpoint, Error> {
+    /// The disk refuses; it may be tried again.
+    pub fn save(&mut self) -> Result<Checkpoint, Error> {
+        if let Some(saved) = self.saved.as_ref().filter(|saved| saved.step == self.step) {
+            return Ok(saved.clone());
+        }
         let moments = self.trainer.optimizer().moments();
         let policy = self.trainer.policy();
-        Ok(Checkpoint::save(&self.checkpoints, self.step, policy, moments, &self.origin)?)
+        let root = &self.checkpoints;
+        let saved = Checkpoint::save(root, self.step, policy, moments, &self.companions)?;
+        self.saved = Some(saved.clone());
+        Ok(saved)
     }
 
     fn train(&mut self, batch: &TrainBatch) -> Result<Completed, Error> {
@@ -263,15 +296,22 @@ pub fn load_policy(directory: &Path, device: tch::Device) -> Result<Policy, Erro
 }
 
 fn load_tokenizer(directory: &Path, policy: &Policy) -> Result<Tokenizer, Error> {
-    let path = directory.join(TOKENIZER_FILE);
-    let tokenizer = Tokenizer::from_file(&path)
-        .map_err(|source| Error::Tokenizer { path: path.clone(), source })?;
+    let tokenizer = Tokenizer::from_file(&directory.join(TOKENIZER_FILE))
+        .map_err(|source| Error::Tokenizer { path: directory.to_owned(), source })?;
     let config = policy.config().vocab_size;
     if i64::try_from(tokenizer.vocab_size()) != Ok(config) {
         let tokenizer = tokenizer.vocab_size();
         return Err(Error::Vocabulary { path: directory.to_owned(), config, tokenizer });
     }
     Ok(tokenizer)
+}
+
+fn check_context(directory: &Path, policy: &Policy, tokens: u32) -> Result<(), Error> {
+    let positions = policy.config().positions_max;
+    if i64::from(tokens) > positions {
+        return Err(Error::Context { path: directory.to_owned(), positions, tokens });
+    }
+    Ok(())
 }
 
 /// Named scalars of a step; `docs/metrics.md` lists them with their units.

@@ -4,7 +4,7 @@ use std::{fs, path::Path, sync::OnceLock};
 
 use ballast_learner::{
     new_model::{self, Shape},
-    worker::{Completed, Worker},
+    worker::{self, Completed, Worker},
 };
 use ballast_proto::v1::{
     Mode, Role, RolloutGroup, SampledVersion, Span, StepKind, StopReason, TaskRef, TrainBatch,
@@ -13,11 +13,13 @@ use ballast_proto::v1::{
 use ballast_runtime::config::Config;
 use tempfile::TempDir;
 
+const METRICS_DOCUMENT: &str = include_str!("../../docs/metrics.md");
+
 /// A small model, made once: its tokenizer takes a second to train.
 fn model() -> &'static Path {
     static MODEL: OnceLock<TempDir> = OnceLock::new();
     let directory = MODEL.get_or_init(|| {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().expect("a temporary directory");
         let shape = Shape {
             vocab_size: 400,
             hidden_size: 16,
@@ -28,7 +30,7 @@ fn model() -> &'static Path {
             head_dim: 8,
             positions_max: 64,
         };
-        new_model::create(directory.path(), "market", &shape, 1).unwrap();
+        new_model::create(directory.path(), "market", &shape, 1).expect("a model");
         directory
     });
     directory.path()
@@ -38,6 +40,8 @@ fn config(runs: &Path) -> Config {
     let mut config = Config::default();
     config.run.directory = runs.to_owned();
     config.model.checkpoint = model().to_owned();
+    // The small model has no more positions.
+    config.episode.trajectory_tokens_max = 64;
     config
 }
 
@@ -98,7 +102,7 @@ fn checkpoint(step: u64) -> TrainBatch {
 }
 
 fn perform(worker: &mut Worker, batch: &TrainBatch) -> Completed {
-    worker.perform(batch).unwrap()
+    worker.perform(batch).expect("a step")
 }
 
 #[test]
@@ -128,6 +132,10 @@ fn every_kind_of_step_changes_the_weights_and_reports_its_numbers() {
     assert!(first.metrics["loss/cross_entropy"] > 1.0);
     assert!(second.metrics.contains_key("loss/policy_gradient"));
     assert!(second.metrics["train/gradient_norm"] > 0.0);
+    for name in first.metrics.keys().chain(second.metrics.keys()) {
+        let row = format!("\n| `{name}` | ");
+        assert!(METRICS_DOCUMENT.contains(&row), "docs/metrics.md does not list {name}");
+    }
     // The versions of the batch are not the learner's, so there is no gap to measure.
     assert!(!second.metrics.contains_key("train/logprob_gap_max"));
 }
@@ -158,9 +166,9 @@ fn a_number_that_is_not_finite_skips_the_step() {
 }
 
 fn copy_of_model(target: &Path) {
-    for entry in fs::read_dir(model()).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), target.join(entry.file_name())).unwrap();
+    for entry in fs::read_dir(model()).expect("a model") {
+        let entry = entry.expect("a file");
+        fs::copy(entry.path(), target.join(entry.file_name())).expect("a copy");
     }
 }
 
@@ -168,7 +176,7 @@ fn copy_of_model(target: &Path) {
 fn a_checkpoint_that_cannot_be_used_is_named_with_its_fault() {
     let runs = tempfile::tempdir().unwrap();
     type Fault = (&'static str, fn(&Path));
-    let faults: [Fault; 5] = [
+    let faults: [Fault; 6] = [
         ("model.safetensors is truncated", |directory| {
             let path = directory.join("model.safetensors");
             let bytes = fs::read(&path).unwrap();
@@ -189,12 +197,19 @@ fn a_checkpoint_that_cannot_be_used_is_named_with_its_fault() {
             added.push(extra);
             fs::write(&path, serde_json::to_vec(&json).unwrap()).unwrap();
         }),
+        ("episode.trajectory_tokens_max is 64; set that to 32 or less", |directory| {
+            let path = directory.join("config.json");
+            let text = fs::read_to_string(&path).unwrap();
+            let (from, to) = ("embeddings\": 64", "embeddings\": 32");
+            assert!(text.contains(from), "{text}");
+            fs::write(&path, text.replace(from, to)).unwrap();
+        }),
         ("<tool_call>", |directory| {
             let path = directory.join("tokenizer.json");
             let text = fs::read_to_string(&path).unwrap();
             fs::write(&path, text.replace("\"<tool_call>\"", "\"<other>\"")).unwrap();
         }),
-        ("config.json is not a JSON object", |directory| {
+        ("config.json: not a JSON object", |directory| {
             fs::write(directory.join("config.json"), b"{").unwrap();
         }),
     ];
@@ -224,4 +239,36 @@ fn a_checkpoint_that_was_cut_off_does_not_count() {
     perform(&mut again, &sft(2));
     assert!(perform(&mut again, &checkpoint(2)).checkpoint.unwrap().is_dir());
     assert!(!partial.exists());
+}
+
+#[test]
+fn a_save_that_the_disk_refuses_can_be_tried_again() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut worker = Worker::open(&config(runs.path())).unwrap();
+    perform(&mut worker, &sft(1));
+    // A file where the directory belongs refuses like a full disk does.
+    let root = runs.path().join("run/checkpoints");
+    fs::create_dir_all(root.parent().unwrap()).unwrap();
+    fs::write(&root, b"").unwrap();
+    assert!(matches!(worker.perform(&checkpoint(1)), Err(worker::Error::Checkpoint(_))));
+    assert!(!worker.is_saved());
+    fs::remove_file(&root).unwrap();
+    perform(&mut worker, &checkpoint(1));
+    assert!(worker.is_saved());
+}
+
+#[test]
+fn a_checkpoint_is_whole_though_the_initial_one_is_gone() {
+    let runs = tempfile::tempdir().unwrap();
+    let initial = tempfile::tempdir().unwrap();
+    copy_of_model(initial.path());
+    let mut config = config(runs.path());
+    config.model.checkpoint = initial.path().to_owned();
+    let mut worker = Worker::open(&config).unwrap();
+    assert!(worker.is_saved(), "nothing is trained yet");
+    drop(initial);
+    perform(&mut worker, &sft(1));
+    assert!(!worker.is_saved());
+    perform(&mut worker, &checkpoint(1));
+    assert_eq!(Worker::open(&config).unwrap().last_step(), 1);
 }

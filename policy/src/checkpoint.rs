@@ -24,11 +24,19 @@ pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// A file is missing or cannot be read or written.
+    /// A file is missing or cannot be read.
     #[error(
         "{path}: {source}; a checkpoint directory holds config.json, tokenizer.json and model.safetensors"
     )]
-    Io {
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    #[error("{path} cannot be written: {source}")]
+    Write {
         /// The file.
         path: PathBuf,
         /// The system's reason.
@@ -43,7 +51,9 @@ pub enum CheckpointError {
         source: ConfigError,
     },
     /// The safetensors file is truncated or damaged.
-    #[error("{path} is truncated or not a safetensors file ({reason}); fetch it again")]
+    #[error(
+        "{path} is truncated or not a safetensors file ({reason}); put a whole one in its place, or name another checkpoint"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -77,7 +87,7 @@ pub enum CheckpointError {
 pub fn read_config(directory: &Path) -> Result<ModelConfig, CheckpointError> {
     let path = directory.join(CONFIG_FILE);
     let bytes = std::fs::read(&path)
-        .map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
+        .map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
     ModelConfig::from_json(&bytes).map_err(|source| CheckpointError::Config { path, source })
 }
 
@@ -86,7 +96,7 @@ pub fn read_config(directory: &Path) -> Result<ModelConfig, CheckpointError> {
 /// # Errors
 /// A missing, truncated or damaged file, or a dtype that is not a float.
 pub fn read_weights(path: &Path) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
-    let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+    let io = |source| CheckpointError::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     // SAFETY: the map is read-only and lives only in this function. A file that another process
     // truncates meanwhile would raise SIGBUS; checkpoints are written beside and renamed, never
@@ -148,7 +158,7 @@ fn write(path: &Path, tensors: &[(String, Tensor)], dtype: Dtype) -> Result<(), 
         (name.as_str(), view)
     });
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    safetensors::serialize_to_file(views, metadata, path).map_err(|error| CheckpointError::Io {
+    safetensors::serialize_to_file(views, metadata, path).map_err(|error| CheckpointError::Write {
         path: path.to_owned(),
         source: io::Error::other(error.to_string()),
     })

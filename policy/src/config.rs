@@ -2,6 +2,12 @@
 
 use serde_json::{Map, Value};
 
+/// Largest width, count or length that is believed; keeps products of two within an i64.
+const DIMENSION_MAX: i64 = 1 << 24;
+
+/// Largest network that is believed: nine times what one GPU of the largest kind can train.
+const PARAMETERS_MAX: f64 = (1u64 << 36) as f64;
+
 /// Shape and constants of the network, read from `config.json` and never guessed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
@@ -33,13 +39,13 @@ pub struct ModelConfig {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// The file is not a JSON object.
-    #[error("config.json is not a JSON object: {0}")]
+    #[error("not a JSON object: {0}")]
     Json(String),
     /// A key is absent or has the wrong type.
-    #[error("config.json: {0} is missing or not a {1}")]
+    #[error("{0} is missing or not a {1}")]
     Key(&'static str, &'static str),
     /// A key has a value this network does not implement.
-    #[error("config.json: {key} = {value} is not supported; supported: {supported}")]
+    #[error("{key} = {value} is not supported; supported: {supported}")]
     Unsupported {
         /// Key.
         key: &'static str,
@@ -61,8 +67,9 @@ impl ModelConfig {
             serde_json::from_slice(bytes).map_err(|error| ConfigError::Json(error.to_string()))?;
         refuse_unsupported(&json)?;
         let integer = |key| {
-            let value = json.get(key).and_then(Value::as_i64).filter(|value| *value > 0);
-            value.ok_or(ConfigError::Key(key, "positive integer"))
+            let value = json.get(key).and_then(Value::as_i64);
+            let value = value.filter(|value| (1..=DIMENSION_MAX).contains(value));
+            value.ok_or(ConfigError::Key(key, "positive integer of at most 2^24"))
         };
         let config = Self {
             vocab_size: integer("vocab_size")?,
@@ -76,7 +83,8 @@ impl ModelConfig {
             rms_norm_eps: json
                 .get("rms_norm_eps")
                 .and_then(Value::as_f64)
-                .ok_or(ConfigError::Key("rms_norm_eps", "number"))?,
+                .filter(|epsilon| *epsilon >= 0.0)
+                .ok_or(ConfigError::Key("rms_norm_eps", "number from 0"))?,
             rope_theta: rope_theta(&json)?,
             json: json.clone(),
         };
@@ -85,6 +93,13 @@ impl ModelConfig {
                 key: "num_key_value_heads",
                 value: config.kv_heads.to_string(),
                 supported: "a divisor of num_attention_heads",
+            });
+        }
+        if config.parameters() > PARAMETERS_MAX {
+            return Err(ConfigError::Unsupported {
+                key: "num_hidden_layers",
+                value: config.layers.to_string(),
+                supported: "a network of at most 2^36 parameters",
             });
         }
         if config.head_dim % 2 != 0 {
@@ -109,6 +124,20 @@ impl ModelConfig {
         let mut bytes = serde_json::to_vec_pretty(&json).expect("a JSON map always serialises");
         bytes.push(b'\n');
         bytes
+    }
+
+    /// Numbers in the weights, near enough to refuse a network that cannot be meant.
+    fn parameters(&self) -> f64 {
+        let [vocab, hidden, wide, layers, heads, dim] = [
+            self.vocab_size,
+            self.hidden_size,
+            self.intermediate_size,
+            self.layers,
+            self.heads + self.kv_heads,
+            self.head_dim,
+        ]
+        .map(|size| size as f64);
+        vocab * hidden + layers * hidden * (2.0 * heads * dim + 3.0 * wide)
     }
 
     /// Query heads that share one key/value head (G).
@@ -147,14 +176,13 @@ fn refuse_unsupported(json: &Map<String, Value>) -> Result<(), ConfigError> {
 }
 
 fn rope_theta(json: &Map<String, Value>) -> Result<f64, ConfigError> {
-    let missing = ConfigError::Key("rope_theta (or rope_parameters.rope_theta)", "number");
+    let missing = ConfigError::Key("rope_theta (or rope_parameters.rope_theta)", "number above 0");
+    let positive = |value: Option<&Value>| value.and_then(Value::as_f64).filter(|base| *base > 0.0);
     let Some(parameters) = json.get("rope_parameters") else {
-        return json.get("rope_theta").and_then(Value::as_f64).ok_or(missing);
+        return positive(json.get("rope_theta")).ok_or(missing);
     };
     match parameters.get("rope_type").and_then(Value::as_str) {
-        None | Some("default") => {
-            parameters.get("rope_theta").and_then(Value::as_f64).ok_or(missing)
-        }
+        None | Some("default") => positive(parameters.get("rope_theta")).ok_or(missing),
         Some(other) => Err(ConfigError::Unsupported {
             key: "rope_parameters.rope_type",
             value: other.to_owned(),
@@ -200,6 +228,9 @@ pub(crate) mod tests {
             ("num_key_value_heads", Value::from(3)),
             ("head_dim", Value::from(15)),
             ("vocab_size", Value::from(-1)),
+            ("intermediate_size", Value::from(1i64 << 60)),
+            ("num_hidden_layers", Value::from(1 << 20)),
+            ("rope_theta", Value::from(0)),
             ("rope_scaling", serde_json::json!({"type": "yarn"})),
         ];
         for (key, value) in refused {

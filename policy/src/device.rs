@@ -40,7 +40,8 @@ pub fn open_device(name: &str) -> Result<Device, DeviceError> {
     }
 }
 
-/// Sets the threads libtorch uses inside one operation.
+/// Sets the threads libtorch uses inside one operation that the *calling thread* starts: OpenMP keeps
+/// this number per thread, and a thread that never set it takes every core.
 pub fn set_threads(threads: u32) {
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
 }

@@ -173,31 +173,49 @@ impl Policy {
         cache: &mut KvCache,
         appended: &[(usize, &[u32])],
     ) -> Result<Tensor, CacheFull> {
-        tch::no_grad(|| {
-            let extension = self.plan(cache, appended)?;
-            let tokens: Vec<i64> = appended
-                .iter()
-                .flat_map(|(_, tokens)| tokens.iter().map(|t| i64::from(*t)))
-                .collect();
-            let mut hidden = self.embed(&Tensor::from_slice(&tokens).to(self.device));
-            let rotation = self.rope.at(&extension.positions);
-            for (index, layer) in self.parameters.layers.iter().enumerate() {
-                let (query, key, value) = self.project(layer, &hidden, &rotation);
-                let keys = store(&mut cache.keys[index], &extension, &key);
-                let values = store(&mut cache.values[index], &extension, &value);
-                let attended = self.attend(&query, &keys, &values, &extension);
-                hidden = self.close(layer, &hidden, &attended);
-            }
-            let mut last = Vec::with_capacity(appended.len());
-            let mut count = 0i64;
-            for (slot, tokens) in appended {
-                cache.lengths[*slot] += tokens.len();
-                count += tokens.len() as i64;
-                last.push(count - 1);
-            }
-            let last = hidden.index_select(0, &Tensor::from_slice(&last).to(self.device));
-            Ok(self.head(&self.normalise(&last, &self.parameters.norm)))
-        })
+        for (slot, tokens) in appended {
+            cache.reserve(*slot, tokens.len())?;
+        }
+        let groups = groups_of_like_length(appended);
+        let parts: Vec<Tensor> = groups
+            .iter()
+            .map(|group| {
+                let rows: Vec<_> = group.iter().map(|row| appended[*row]).collect();
+                tch::no_grad(|| self.extend_group(cache, &rows))
+            })
+            .collect::<Result<_, _>>()?;
+        let mut place = vec![0i64; appended.len()];
+        groups.iter().flatten().enumerate().for_each(|(at, row)| place[*row] = at as i64);
+        let place = Tensor::from_slice(&place).to(self.device);
+        Ok(Tensor::cat(&parts, 0).index_select(0, &place))
+    }
+
+    fn extend_group(
+        &self,
+        cache: &mut KvCache,
+        appended: &[(usize, &[u32])],
+    ) -> Result<Tensor, CacheFull> {
+        let extension = self.plan(cache, appended)?;
+        let tokens: Vec<i64> =
+            appended.iter().flat_map(|(_, tokens)| tokens.iter().map(|t| i64::from(*t))).collect();
+        let mut hidden = self.embed(&Tensor::from_slice(&tokens).to(self.device));
+        let rotation = self.rope.at(&extension.positions);
+        for (index, layer) in self.parameters.layers.iter().enumerate() {
+            let (query, key, value) = self.project(layer, &hidden, &rotation);
+            let keys = store(&mut cache.keys[index], &extension, &key);
+            let values = store(&mut cache.values[index], &extension, &value);
+            let attended = self.attend(&query, &keys, &values, &extension);
+            hidden = self.close(layer, &hidden, &attended);
+        }
+        let mut last = Vec::with_capacity(appended.len());
+        let mut count = 0i64;
+        for (slot, tokens) in appended {
+            cache.lengths[*slot] += tokens.len();
+            count += tokens.len() as i64;
+            last.push(count - 1);
+        }
+        let last = hidden.index_select(0, &Tensor::from_slice(&last).to(self.device));
+        Ok(self.head(&self.normalise(&last, &self.parameters.norm)))
     }
 
     fn plan(
@@ -301,6 +319,23 @@ impl Policy {
             dim,
         ])
     }
+}
+
+/// Rows that are run together: attention pads a group to its longest row, so a row that decodes one
+/// token must not wait for one that prefills a tool's result. Within a group the longest row is less
+/// than twice the shortest.
+fn groups_of_like_length(appended: &[(usize, &[u32])]) -> Vec<Vec<usize>> {
+    let length = |row: usize| appended[row].1.len();
+    let mut order: Vec<usize> = (0..appended.len()).collect();
+    order.sort_by_key(|row| length(*row));
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for row in order {
+        match groups.last_mut() {
+            Some(group) if length(row) < 2 * length(group[0]) => group.push(row),
+            _ => groups.push(vec![row]),
+        }
+    }
+    groups
 }
 
 /// Writes packed keys or values [N, K, D] to their slots and returns the rows read, [B, K, S, D].

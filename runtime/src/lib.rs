@@ -1,8 +1,8 @@
 //! What every Ballast process shares, so that each `main` reads as a script: parse the config,
 //! build, bind, spawn, wait for a signal, drain.
 //!
-//! Owns: the configuration schema and its loader, telemetry, signals, connections with retry,
-//! atomic files. Does not know: any role, the wire messages, torch.
+//! Owns: the configuration schema and its loader, telemetry, signals, exit codes, connections
+//! with retry, atomic files. Does not know: any role, the wire messages, torch.
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ pub mod atomic_file;
 pub mod backoff;
 pub mod config;
 pub mod config_file;
+pub mod exit;
 pub mod memory;
 pub mod net;
 pub mod shutdown;

@@ -11,6 +11,8 @@ use tracing_subscriber::{EnvFilter, fmt, fmt::format::Format, fmt::time::SystemT
 pub const LEVEL_VARIABLE: &str = "BALLAST_LOG";
 
 const LEVEL_DEFAULT: &str = "info";
+/// Characters of a panic that are logged: what follows is a library's own backtrace.
+const PANIC_CHARS_MAX: usize = 400;
 
 /// Sends log lines to stderr, one compact line each with `role` in it, and panics into the log.
 /// A second call changes nothing, so that tests may call it freely.
@@ -34,7 +36,8 @@ pub fn init(role: &'static str) {
     }
     if installed.is_ok() {
         panic::set_hook(Box::new(|info| {
-            tracing::error!(thread = std::thread::current().name(), "panicked: {info}");
+            let text: String = info.to_string().chars().take(PANIC_CHARS_MAX).collect();
+            tracing::error!(thread = std::thread::current().name(), "{text}");
         }));
     }
 }

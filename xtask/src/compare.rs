@@ -17,6 +17,9 @@ pub(crate) struct Options {
     /// Checkpoint directory, such as runs/quickstart-0/checkpoints/step-170.
     #[arg(default_value = "examples/market/base")]
     checkpoint: PathBuf,
+    /// Write the prompts and transformers' logits here, for the golden test of `policy`.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
 }
 
 /// Loads the checkpoint with both and compares the logits of three prompts.
@@ -31,5 +34,8 @@ pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
     command::run(command::cargo(checkout).args(["build", "--quiet"]))?;
     let mut python = python::peers(checkout)?;
     python.arg(SCRIPT).arg(&checkpoint).arg(checkout.program("ballast-learner"));
+    if let Some(record) = &options.record {
+        python.arg(record);
+    }
     command::run(&mut python)
 }

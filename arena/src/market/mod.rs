@@ -41,12 +41,12 @@ pub const NAME: &str = "market";
 /// Numbers of tool calls a market task can need.
 pub const CALLS: RangeInclusive<u32> = 1..=5;
 
-/// Registered name of the world with the same market and basic requests: lists of look-ups, and
-/// single clauses of two calls. A base model is taught on it.
+/// Registered name of the world with the same market and basic requests: lists of clauses of one or
+/// two calls, none longer. A base model is taught on it.
 pub const BASICS_NAME: &str = "market_basics";
 
 /// Numbers of tool calls a basic task can need.
-pub const BASICS_CALLS: RangeInclusive<u32> = 1..=6;
+pub const BASICS_CALLS: RangeInclusive<u32> = 1..=5;
 
 /// One open market task.
 pub(crate) struct Market {

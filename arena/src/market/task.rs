@@ -1,9 +1,8 @@
 //! Drawing a task from its seed.
 //!
-//! The number of calls is cut into clause sizes, uniformly over the ordered ways to cut it into at
-//! most four; then each clause is drawn uniformly from the kinds of its size. So kinds are not equally
-//! frequent: small clauses, of which a task holds several, come up most. Basic requests are cut
-//! otherwise: see [`Requests`].
+//! The number of calls is cut into one or two clauses, uniformly over the ordered ways to do so; then
+//! each clause is drawn uniformly from the kinds of its size. Basic requests are cut otherwise: see
+//! [`Requests`].
 //!
 //! Three rules make every task feasible, its answer unambiguous and each of its calls needed:
 //! a product is named once; a customer's account is changed by one clause at most; and a customer is
@@ -17,9 +16,6 @@ use super::{BASICS_CALLS, BASICS_NAME, CALLS, NAME};
 use crate::draw::Draw;
 use crate::split::{DRAWS_MAX, Split, task_seed};
 
-/// Ordered ways to cut 5 calls into at most 4 clauses: all 2^4 but 1 + 1 + 1 + 1 + 1.
-/// Fewer calls have fewer ways anyway.
-const CUTS_MAX: u64 = 15;
 /// Most pieces a clause asks for. With the highest price it costs no more than the least balance.
 const QUANTITY_MAX: i64 = 5;
 const QUANTITY_MIN: i64 = 2;
@@ -29,8 +25,7 @@ const QUANTITY_MIN: i64 = 2;
 pub(super) enum Requests {
     /// Clauses of every kind, combined freely.
     All,
-    /// What a base model is taught: lists of look-ups, one call a clause, and each two-call clause
-    /// alone. No look-up is ever combined with a longer clause.
+    /// What a base model is taught: lists of clauses of one and two calls. No clause is longer.
     Basic,
 }
 
@@ -58,8 +53,7 @@ impl MarketTask {
         let initial = InitialState::draw(draw);
         let sizes = match requests {
             Requests::All => draw_clause_sizes(draw, calls),
-            Requests::Basic if calls == 2 && draw.below(2) == 0 => vec![2],
-            Requests::Basic => vec![1; calls as usize],
+            Requests::Basic => draw_basic_sizes(draw, calls),
         };
         let mut draft = Draft::new(draw, &initial);
         let clauses =
@@ -87,17 +81,20 @@ impl Requests {
     }
 }
 
-/// Cuts `calls` into clause sizes. Bit i of the drawn number says whether to cut after call i + 1.
+/// Cuts `calls` into at most two clause sizes, uniformly over the ordered ways to do so.
 fn draw_clause_sizes(draw: &mut Draw, calls: u32) -> Vec<u32> {
-    let ways = 1 << (calls - 1);
-    let cuts = draw.below(CUTS_MAX.min(ways));
-    let mut sizes = vec![1];
-    for call in 1..calls {
-        let cut = cuts >> (call - 1) & 1 == 1;
-        match sizes.last_mut() {
-            Some(size) if !cut => *size += 1,
-            _ => sizes.push(1),
-        }
+    let first = calls - draw.below(u64::from(calls)) as u32;
+    if first == calls { vec![calls] } else { vec![first, calls - first] }
+}
+
+/// Cuts `calls` into clauses of one or two calls: as long as two are left, either with even odds.
+fn draw_basic_sizes(draw: &mut Draw, calls: u32) -> Vec<u32> {
+    let mut sizes = Vec::new();
+    let mut left = calls;
+    while left > 0 {
+        let size = if left >= 2 { 1 + draw.below(2) as u32 } else { 1 };
+        sizes.push(size);
+        left -= size;
     }
     sizes
 }
@@ -214,14 +211,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clause_sizes_are_all_compositions_into_at_most_four() {
-        for calls in 1..=5 {
+    fn clause_sizes_are_all_ways_to_cut_into_one_or_two() {
+        for calls in 1..=5u32 {
             let mut draw = Draw::from_seed([calls as u8; 32]);
             let drawn: BTreeSet<Vec<u32>> =
                 (0..1_000).map(|_| draw_clause_sizes(&mut draw, calls)).collect();
             assert!(drawn.iter().all(|sizes| sizes.iter().sum::<u32>() == calls));
-            assert!(drawn.iter().all(|sizes| sizes.len() <= 4));
-            assert_eq!(drawn.len() as u64, CUTS_MAX.min(1 << (calls - 1)));
+            assert!(drawn.iter().all(|sizes| sizes.len() <= 2));
+            assert_eq!(drawn.len(), calls as usize);
+        }
+    }
+
+    #[test]
+    fn basic_clauses_have_one_or_two_calls() {
+        for calls in 1..=5 {
+            let mut draw = Draw::from_seed([calls as u8; 32]);
+            for _ in 0..100 {
+                let sizes = draw_basic_sizes(&mut draw, calls);
+                assert!(sizes.iter().all(|size| (1..=2).contains(size)));
+                assert_eq!(sizes.iter().sum::<u32>(), calls);
+            }
         }
     }
 

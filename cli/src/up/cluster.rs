@@ -10,7 +10,7 @@ use std::{
 };
 
 use ballast_proto::v1::{RunState, StatusResponse};
-use ballast_runtime::memory;
+use ballast_runtime::{exit, memory};
 use rustix::process::Signal;
 use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,9 @@ use super::{
     restarts::{Decision, RESTARTS_MAX, Restarts},
 };
 use crate::progress::Progress;
+
+/// Exit code of a program whose libraries are not found; the dynamic linker's.
+const CODE_NOT_LOADED: i32 = 127;
 
 const COORDINATOR: usize = 0;
 const LEARNER: usize = 1;
@@ -162,6 +165,9 @@ impl Cluster {
         }
         self.processes[index].pid = None;
         let end = describe_exit(exit);
+        if is_final(exit) {
+            return self.give_up(index, &format!("{end}; another start would not help"), progress);
+        }
         if !succeeded(exit) {
             return self.judge(index, &end, progress);
         }
@@ -197,17 +203,22 @@ impl Cluster {
                 None
             }
             Decision::GiveUp => {
-                process.given_up = true;
-                let words = process.program.last_words();
-                let reason =
-                    format!("{name} {end} and is given up after {RESTARTS_MAX} restarts; {words}");
-                if self.cannot_go_on(index) {
-                    return Some(Outcome::Failed(reason));
-                }
-                progress.note(&reason);
-                None
+                let end = format!("{end} and is given up after {RESTARTS_MAX} restarts");
+                self.give_up(index, &end, progress)
             }
         }
+    }
+
+    /// Goes on without a member; the outcome if the run cannot.
+    fn give_up(&mut self, index: usize, end: &str, progress: &Progress) -> Option<Outcome> {
+        let process = &mut self.processes[index];
+        process.given_up = true;
+        let reason = format!("{} {end}; {}", process.program.name, process.program.last_words());
+        if self.cannot_go_on(index) {
+            return Some(Outcome::Failed(reason));
+        }
+        progress.note(&reason);
+        None
     }
 
     /// Without the learner or without any actor the run would wait forever.
@@ -299,6 +310,12 @@ fn is_ending(status: &StatusResponse) -> bool {
 
 fn succeeded(exit: &io::Result<ExitStatus>) -> bool {
     exit.as_ref().is_ok_and(ExitStatus::success)
+}
+
+/// Whether the next start would end the same way: the process says so, or it cannot be loaded.
+fn is_final(exit: &io::Result<ExitStatus>) -> bool {
+    let code = exit.as_ref().ok().and_then(ExitStatus::code);
+    code.is_some_and(|code| code == CODE_NOT_LOADED || code == i32::from(exit::CODE_UNUSABLE))
 }
 
 fn describe_exit(exit: &io::Result<ExitStatus>) -> String {

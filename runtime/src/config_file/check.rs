@@ -11,7 +11,7 @@ use crate::{
 /// Longest run name, in bytes: it becomes a directory name.
 const RUN_NAME_BYTES_MAX: usize = 100;
 /// Calls of one task.
-const CALLS: RangeInclusive<u32> = 2..=8;
+const CALLS: RangeInclusive<u32> = 1..=8;
 /// Any count of episodes, tasks, groups or tokens: far above what one machine can do.
 const COUNT_MAX: u32 = 1 << 24;
 const STEPS_MAX: u64 = 1 << 40;

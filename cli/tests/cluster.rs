@@ -1,0 +1,214 @@
+//! The whole system: real processes, real gRPC, real training of the base model on a CPU.
+//!
+//! Needs the programs of the other roles beside `ballast`, which `cargo build` puts there.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// Bounds a failure; each run here takes a minute or two.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// A cluster in a directory of its own.
+struct Cluster {
+    directory: tempfile::TempDir,
+    child: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts `ballast up` with the quickstart's configuration and these overrides.
+    fn start(overrides: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for role in ["actor", "learner", "coordinator"] {
+            let program =
+                Path::new(env!("CARGO_BIN_EXE_ballast")).with_file_name(format!("ballast-{role}"));
+            assert!(program.is_file(), "{} is missing: run `cargo build`", program.display());
+        }
+        let runs = directory.path().join("runs");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ballast"));
+        command.current_dir(&root).args(["up", "--plain", "--config"]);
+        command.arg("examples/market/quickstart.toml");
+        let fixed = [
+            "run.name=test".to_owned(),
+            format!("run.directory={}", runs.display()),
+            "coordinator.listen=127.0.0.1:0".to_owned(),
+        ];
+        for setting in fixed.iter().map(String::as_str).chain(overrides.iter().copied()) {
+            command.args(["--set", setting]);
+        }
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        Self { directory, child: Some(child.expect("ballast starts")) }
+    }
+
+    fn run(&self, name: &str) -> PathBuf {
+        self.directory.path().join("runs/test").join(name)
+    }
+
+    /// Lines of metrics.jsonl so far.
+    fn metrics(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.run("metrics.jsonl")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    fn result(&self) -> Value {
+        let text = fs::read_to_string(self.run("result.json")).expect("the run left a result");
+        serde_json::from_str(&text).expect("it is JSON")
+    }
+
+    fn last_step(&self) -> u64 {
+        self.metrics().iter().filter_map(|line| line["step"].as_u64()).max().unwrap_or(0)
+    }
+
+    fn await_step(&mut self, step: u64) {
+        let started = Instant::now();
+        while self.last_step() < step {
+            let child = self.child.as_mut().expect("running");
+            let ended = child.try_wait().expect("a child of ours");
+            assert!(ended.is_none(), "the cluster ended before step {step}: {}", self.logs());
+            assert!(started.elapsed() < PATIENCE, "no step {step} in time: {}", self.logs());
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Kills the newest process of a role the hard way.
+    fn kill(&self, role: &str) {
+        let runs = self.directory.path().display().to_string();
+        let process = fs::read_dir("/proc").expect("a proc file system").filter_map(|entry| {
+            let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let program = line.split('\0').next()?.to_owned();
+            (program.ends_with(role) && line.contains(&runs)).then_some(pid)
+        });
+        let pid = process.max().unwrap_or_else(|| panic!("no {role} is running"));
+        let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        assert!(killed.expect("kill runs").success());
+    }
+
+    fn ballast(&self, arguments: &[&str]) -> Output {
+        let address = fs::read_to_string(self.run("coordinator.address")).expect("an address");
+        Command::new(env!("CARGO_BIN_EXE_ballast"))
+            .args(arguments)
+            .args(["--coordinator", address.trim()])
+            .output()
+            .expect("ballast runs")
+    }
+
+    fn wait(&mut self) {
+        let output = self.child.take().expect("running").wait_with_output().expect("it ends");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}\n{}", self.logs());
+    }
+
+    fn logs(&self) -> String {
+        let read = |role: &str| {
+            let text =
+                fs::read_to_string(self.run(&format!("logs/{role}.log"))).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().rev().take(10).collect();
+            format!("--- {role}\n{}\n", lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
+        };
+        ["coordinator", "learner", "actor-0"].map(read).concat()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // The roles die with it.
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_else(|| panic!("{key} in {value}"))
+}
+
+/// J2, and that nothing was left over.
+fn assert_every_episode_is_accounted_for(result: &Value) {
+    let episodes = &result["episodes"];
+    let count = |key: &str| number(episodes, key);
+    assert_eq!(count("dispatched"), count("finished") + count("cancelled") + count("in_flight"));
+    assert_eq!(count("in_flight"), 0.0);
+    assert_eq!(result["outcome"], "finished");
+}
+
+#[test]
+fn a_killed_actor_and_a_killed_learner_lose_nothing() {
+    let mut cluster = Cluster::start(&[
+        "schedule.cold_start_steps_max=6",
+        "schedule.cold_start_check_every=3",
+        "schedule.cold_start_success=1.0",
+        "schedule.steps=20",
+        "learner.checkpoint_every=5",
+        "evaluation.tasks=16",
+        "evaluation.check_tasks=8",
+        "tasks.demonstrations=32",
+        "rl.groups_per_batch=4",
+        "rl.staleness_max=2",
+    ]);
+    cluster.await_step(9);
+    cluster.kill("ballast-actor");
+    cluster.await_step(13);
+    // Between two checkpoints: steps since the last one are trained again from the recorded batches.
+    cluster.kill("ballast-learner");
+    let status = cluster.ballast(&["status", "--json"]);
+    let status: Value = serde_json::from_slice(&status.stdout).expect("status is JSON");
+    assert!(number(&status, "step") >= 13.0, "{status}");
+    cluster.wait();
+
+    let result = cluster.result();
+    assert_every_episode_is_accounted_for(&result);
+    let lost = &result["episodes"]["cancelled_by_reason"]["actor_lost"];
+    assert!(lost.as_u64().is_some_and(|lost| lost > 0), "{result}");
+    let mut steps: Vec<u64> = cluster
+        .metrics()
+        .iter()
+        .filter(|line| line["kind"] != "evaluation")
+        .filter_map(|line| line["step"].as_u64())
+        .collect();
+    steps.dedup();
+    assert_eq!(steps, (1..=26).collect::<Vec<u64>>(), "every step once and in order");
+    let restarts = fs::read_to_string(cluster.run("cluster.json")).expect("cluster.json");
+    let restarts: Value = serde_json::from_str(&restarts).expect("it is JSON");
+    assert!(restarts["restarts"].to_string() != "0", "{restarts}");
+}
+
+#[test]
+fn success_rises_and_actor_and_learner_agree_on_every_logprob() {
+    let mut cluster = Cluster::start(&[
+        "run.seed=7",
+        "schedule.cold_start_steps_max=30",
+        "schedule.cold_start_check_every=10",
+        "schedule.steps=60",
+        "evaluation.tasks=200",
+        "evaluation.check_tasks=64",
+        // Serial: every token of a batch is sampled by the weights it trains.
+        "rl.staleness_max=0",
+    ]);
+    cluster.wait();
+    assert_every_episode_is_accounted_for(&cluster.result());
+
+    let metrics = cluster.metrics();
+    let gaps: Vec<f64> =
+        metrics.iter().filter_map(|line| line["train/logprob_gap_max"].as_f64()).collect();
+    assert!(gaps.len() >= 20, "only {} RL steps measured the gap", gaps.len());
+    let worst = gaps.iter().copied().fold(0.0, f64::max);
+    assert!(worst < 1e-4, "actor and learner differ by {worst} in a log-probability");
+
+    let success = |name: &str| {
+        let line = metrics.iter().find(|line| line["name"] == name);
+        number(line.unwrap_or_else(|| panic!("no evaluation {name}")), "success")
+    };
+    let (before, after) = (success("after_cold_start"), success("final"));
+    assert!(after >= before + 0.1, "held-out success went from {before} to {after}");
+}
