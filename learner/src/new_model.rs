@@ -14,23 +14,31 @@ use serde_json::json;
 const CORPUS_TASKS: u64 = 400;
 
 /// Shape of a new model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Shape {
-    /// Upper bound of the vocabulary; the tokenizer may need less.
+    /// Upper bound of the vocabulary; the tokenizer may need less
+    #[arg(long, default_value_t = 512)]
     pub vocab_size: usize,
-    /// Width of the residual stream.
+    /// Width of the residual stream
+    #[arg(long, default_value_t = 64)]
     pub hidden_size: i64,
-    /// Width of the feed-forward layer.
+    /// Width of the feed-forward layer
+    #[arg(long, default_value_t = 192)]
     pub intermediate_size: i64,
-    /// Layers.
+    /// Layers
+    #[arg(long, default_value_t = 4)]
     pub layers: i64,
-    /// Query heads.
+    /// Query heads
+    #[arg(long, default_value_t = 4)]
     pub heads: i64,
-    /// Key/value heads.
+    /// Key/value heads; a divisor of the query heads
+    #[arg(long, default_value_t = 2)]
     pub kv_heads: i64,
-    /// Width of one head.
+    /// Width of one head
+    #[arg(long, default_value_t = 16)]
     pub head_dim: i64,
-    /// Longest sequence, tokens.
+    /// Longest sequence, tokens
+    #[arg(long, default_value_t = 1024)]
     pub positions_max: i64,
 }
 

@@ -106,8 +106,8 @@ mod tests {
                 let g = f64::from(gradient[i]);
                 first[i] = beta1 * first[i] + (1.0 - beta1) * g;
                 second[i] = beta2 * second[i] + (1.0 - beta2) * g * g;
-                let m = first[i] / (1.0 - beta1.powi(step as i32));
-                let v = second[i] / (1.0 - beta2.powi(step as i32));
+                let m = first[i] / (1.0 - beta1.powi(step));
+                let v = second[i] / (1.0 - beta2.powi(step));
                 reference[i] -= rate * decay * reference[i];
                 reference[i] -= rate * m / (v.sqrt() + EPSILON);
             }

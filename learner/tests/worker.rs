@@ -1,5 +1,7 @@
 //! The worker between batches: resuming is exact, bad input is refused by name and changes nothing.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::{fs, path::Path, sync::OnceLock};
 
 use ballast_learner::{

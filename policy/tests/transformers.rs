@@ -1,6 +1,8 @@
 //! Our logits against those that Hugging Face transformers computed once, in fp32, for the base
 //! model: `cargo xtask compare-transformers --record policy/tests/transformers_logits.json`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::{fs, path::Path};
 
 use ballast_policy::{Device, Policy, Tensor, WEIGHTS_FILE, read_config, read_weights};
