@@ -14,13 +14,13 @@ const TOOLS: [&str; 8] =
 const KEYS: [&str; 10] =
     ["name", "op", "a", "b", "product", "quantity", "customer", "reservation", "order", "x"];
 
-const PINNED: &str = r#"order 3 pan for zoe, then balance of otto, then cost of 3 vase
-{"reservation": 36}
-{"total": 57}
-{"balance": 363, "last_order": 39}
-{"price": 2, "stock": 8}
-{"result": 6}
-57 363 6"#;
+const PINNED: &str = r#"what kai has left after one basket, then cost of 3 tray
+{"price": 24, "stock": 3}
+{"balance": 180, "last_order": 69}
+{"result": 156}
+{"price": 14, "stock": 4}
+{"result": 42}
+156 42"#;
 
 type Call = (String, Map<String, Value>);
 

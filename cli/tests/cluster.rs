@@ -189,6 +189,8 @@ fn a_killed_actor_and_a_killed_learner_lose_nothing() {
 fn success_rises_and_actor_and_learner_agree_on_every_logprob() {
     let mut cluster = Cluster::start(&[
         "run.seed=7",
+        // Tasks longer than any demonstration: what RL has to learn here.
+        "tasks.calls=[4, 5]",
         "schedule.cold_start_steps_max=16",
         "schedule.cold_start_check_every=16",
         "schedule.steps=54",

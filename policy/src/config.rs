@@ -229,7 +229,7 @@ pub(crate) mod tests {
             ("head_dim", Value::from(15)),
             ("vocab_size", Value::from(-1)),
             ("intermediate_size", Value::from(1i64 << 60)),
-            ("num_hidden_layers", Value::from(1 << 20)),
+            ("num_hidden_layers", Value::from(1 << 24)),
             ("rope_theta", Value::from(0)),
             ("rope_scaling", serde_json::json!({"type": "yarn"})),
         ];
