@@ -43,7 +43,7 @@ impl AdamW {
         Self { beta1, beta2, weight_decay, moments }
     }
 
-    /// One step on `flat` against `gradient`, both [P].
+    /// One step on `flat` against `gradient`, both `[P]`.
     pub fn step(&mut self, flat: &Tensor, gradient: &Tensor, learning_rate: f64) {
         tch::no_grad(|| {
             let Moments { steps, first, second } = &mut self.moments;

@@ -23,7 +23,7 @@ impl Rope {
         Self { cos: angle.cos(), sin: angle.sin() }
     }
 
-    /// Cosines and sines of the positions [N], each [N, 1, D]: one row per token, for every head.
+    /// Cosines and sines of the positions `[N]`, each [N, 1, D]: one row per token, for every head.
     pub(crate) fn at(&self, positions: &Tensor) -> (Tensor, Tensor) {
         let pick = |table: &Tensor| table.index_select(0, positions).unsqueeze(1);
         (pick(&self.cos), pick(&self.sin))

@@ -34,11 +34,11 @@ struct Packing {
 /// Where the tokens of one `extend` go in the cache and what they may attend to.
 struct Extension {
     packing: Packing,
-    /// [N] slot of every token.
+    /// `[N]` slot of every token.
     slots: Tensor,
-    /// [N] position of every token.
+    /// `[N]` position of every token.
     positions: Tensor,
-    /// [B] slots whose keys are read; `None` when they are exactly the first B.
+    /// `[B]` slots whose keys are read; `None` when they are exactly the first B.
     rows: Option<Tensor>,
     /// Keys read, per row (S).
     keys: i64,

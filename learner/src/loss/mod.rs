@@ -1,4 +1,4 @@
-//! Loss parts over flat token streams [N]: one entry per token that carries loss.
+//! Loss parts over flat token streams `[N]`: one entry per token that carries loss.
 
 mod cross_entropy;
 mod policy_gradient;

@@ -28,8 +28,8 @@ pub struct PolicyGradient {
     pub ratio: Tensor,
 }
 
-/// The loss over N tokens: `logprobs` [N] of the learner (with gradient), `behavior_logprobs` [N] of
-/// the policy that sampled them, `advantages` [N].
+/// The loss over N tokens: `logprobs` `[N]` of the learner (with gradient), `behavior_logprobs` `[N]` of
+/// the policy that sampled them, `advantages` `[N]`.
 #[must_use]
 pub fn policy_gradient(
     logprobs: &Tensor,

@@ -10,15 +10,15 @@ use crate::algorithm::TrainingSample;
 pub struct MicroBatch {
     /// [B, T] token ids, int64.
     pub tokens: Tensor,
-    /// [N] cells of the flattened [B, T] grid whose *next* token carries loss.
+    /// `[N]` cells of the flattened [B, T] grid whose *next* token carries loss.
     pub sources: Tensor,
-    /// [N] the token each source predicts.
+    /// `[N]` the token each source predicts.
     pub targets: Tensor,
-    /// [N] advantage of each target.
+    /// `[N]` advantage of each target.
     pub advantages: Tensor,
-    /// [N] behavior log-probability of each target.
+    /// `[N]` behavior log-probability of each target.
     pub behavior_logprobs: Tensor,
-    /// [N] 1 where the target was sampled by the weights being trained, else 0.
+    /// `[N]` 1 where the target was sampled by the weights being trained, else 0.
     pub on_policy: Tensor,
 }
 

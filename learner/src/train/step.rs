@@ -166,7 +166,7 @@ fn on_policy_gap(logprobs: &Tensor, batch: &MicroBatch) -> Option<f64> {
     })
 }
 
-/// The learner's log-probabilities [N] of a micro-batch's targets, with gradient, and the sum of the
+/// The learner's log-probabilities `[N]` of a micro-batch's targets, with gradient, and the sum of the
 /// entropies at their positions, in nats.
 pub(crate) fn token_logprobs(policy: &Policy, batch: &MicroBatch) -> (Tensor, f64) {
     let hidden = policy.hidden(&batch.tokens);
