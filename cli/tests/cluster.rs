@@ -191,6 +191,7 @@ fn success_rises_and_actor_and_learner_agree_on_every_logprob() {
         "run.seed=7",
         // Tasks longer than any demonstration: what RL has to learn here.
         "tasks.calls=[4, 5]",
+        "evaluation.calls=[4, 5]",
         "schedule.cold_start_steps_max=16",
         "schedule.cold_start_check_every=16",
         "schedule.steps=54",

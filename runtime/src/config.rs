@@ -67,7 +67,7 @@ pub struct Tasks {
     pub demonstrations: u32,
     /// Number of calls of a demonstrated task; tasks cycle through these.
     pub demonstration_calls: Vec<u32>,
-    /// Number of calls of an explored or evaluated task, drawn uniformly; repeat one to weigh it.
+    /// Number of calls of an explored task, drawn uniformly; repeat one to weigh it.
     pub calls: Vec<u32>,
 }
 
@@ -160,6 +160,8 @@ pub struct Evaluation {
     pub tasks: u32,
     /// Tasks of the validation split in one check of the cold start.
     pub check_tasks: u32,
+    /// Number of calls of an evaluated task; tasks cycle through these.
+    pub calls: Vec<u32>,
     /// Softmax temperature of evaluation; 0 is greedy.
     pub temperature: f32,
 }
@@ -286,7 +288,7 @@ impl Default for Optimizer {
 
 impl Default for Evaluation {
     fn default() -> Self {
-        Self { tasks: 400, check_tasks: 128, temperature: 0.0 }
+        Self { tasks: 400, check_tasks: 128, calls: vec![2, 3, 4, 5], temperature: 0.0 }
     }
 }
 

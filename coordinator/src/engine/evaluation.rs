@@ -74,7 +74,7 @@ impl Evaluation {
         version: PolicyVersion,
     ) -> (Self, Vec<Wanted>) {
         let (split, count) = name.tasks(config);
-        let calls = config.tasks.calls.iter().copied().cycle();
+        let calls = config.evaluation.calls.iter().copied().cycle();
         let wanted = |(index, calls): (u32, u32)| Wanted {
             purpose: Purpose::Evaluation { serial, index: index as usize },
             task: TaskRef {

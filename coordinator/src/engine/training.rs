@@ -162,7 +162,10 @@ impl Engine {
         learner_metrics: BTreeMap<String, f64>,
     ) {
         let tokens: usize = batch.trajectories().map(|one| one.token_ids.len()).sum();
-        self.meter.train.tokens += tokens as u64;
+        // The learner leaves out groups that teach nothing, so it knows better what it worked on.
+        let processed = learner_metrics.get(name::TRAIN_TOKENS).copied().unwrap_or(tokens as f64);
+        // A float becomes an integer by saturation: nonsense from the wire stays in bounds.
+        self.meter.train.tokens = self.meter.train.tokens.saturating_add(processed as u64);
         self.meter.train.busy += took;
         let mut values = statistics::of_batch(batch);
         let mut put = |name: &str, value: f64| values.insert(name.to_owned(), value);

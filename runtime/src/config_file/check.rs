@@ -138,6 +138,7 @@ fn check_training(config: &Config, faults: &mut Faults) {
     faults.range("optimizer.gradient_norm_max", optimizer.gradient_norm_max, 1e-6..=1e6);
     let evaluation = &config.evaluation;
     faults.range("evaluation.tasks", evaluation.tasks, 1..=COUNT_MAX);
+    faults.calls("evaluation.calls", &evaluation.calls);
     faults.range("evaluation.check_tasks", evaluation.check_tasks, 1..=COUNT_MAX);
     faults.range("evaluation.temperature", evaluation.temperature, 0.0..=TEMPERATURE_MAX);
 }
