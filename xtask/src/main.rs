@@ -66,7 +66,7 @@ enum Task {
     ///
     /// Both compute in fp32 on three prompts; fails if any logit differs by more than 1e-4.
     CompareTransformers(compare::Options),
-    /// Make the base model of examples/market again, byte for byte.
+    /// Make the base model of examples/market again (about 15 minutes).
     Base(base::Options),
     /// Print the Kubernetes manifests that a kustomization renders to.
     K8s {
