@@ -5,8 +5,12 @@
 use std::{fs, path::Path, sync::OnceLock};
 
 use ballast_learner::{
+    algorithm::TrainingSample,
+    loss::Clip,
     new_model::{self, Shape},
-    worker::{self, Completed, Worker},
+    optimizer::{AdamW, Moments},
+    train::{LossKind, Trainer},
+    worker::{self, Completed, Worker, load_policy},
 };
 use ballast_proto::v1::{
     Mode, Role, RolloutGroup, SampledVersion, Span, StepKind, StopReason, TaskRef, TrainBatch,
@@ -157,12 +161,11 @@ fn a_batch_out_of_order_or_with_a_broken_trajectory_changes_nothing() {
 }
 
 #[test]
-fn a_number_that_is_not_finite_skips_the_step() {
+fn a_reward_that_is_not_finite_is_refused_before_it_reaches_the_loss() {
     let runs = tempfile::tempdir().unwrap();
     let mut worker = Worker::open(&config(runs.path())).unwrap();
     let mut batch = rl(1);
     batch.groups[0].trajectories[1].reward = Some(f32::NAN);
-    // The wire check refuses it before it can reach the loss.
     let error = worker.perform(&batch).unwrap_err().to_string();
     assert!(error.contains("reward holds an impossible number"), "{error}");
 }
@@ -273,4 +276,26 @@ fn a_checkpoint_is_whole_though_the_initial_one_is_gone() {
     assert!(!worker.is_saved());
     perform(&mut worker, &checkpoint(1));
     assert_eq!(Worker::open(&config).unwrap().last_step(), 1);
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_is_never_applied() {
+    let policy = load_policy(model(), ballast_policy::Device::Cpu).unwrap();
+    let before = policy.flat().copy();
+    let optimizer = AdamW::new(0.9, 0.95, 0.0, Moments::zero(policy.flat()));
+    let mut trainer = Trainer::new(policy, optimizer, 1.0, 64);
+    let sample = |advantage: f32| TrainingSample {
+        token_ids: vec![1, 2, 3],
+        mask: vec![0.0, 1.0, 1.0],
+        advantages: vec![0.0, advantage, 1.0],
+        behavior_logprobs: vec![0.0, -5.0, -5.0],
+        on_policy: false,
+    };
+    let kind = LossKind::PolicyGradient(Clip { low: 0.2, high: 0.2 });
+    let report = trainer.step(&[sample(f32::INFINITY)], kind, 1e-2);
+    assert!(report.skipped && trainer.policy().flat().equal(&before));
+    // Nothing of the bad step stays behind in the gradients or the optimizer.
+    let report = trainer.step(&[sample(1.0)], kind, 1e-2);
+    assert!(!report.skipped && !trainer.policy().flat().equal(&before));
+    assert_eq!(trainer.optimizer().moments().steps, 1);
 }
