@@ -23,7 +23,8 @@ pub struct Policy {
 
 /// How the tokens of several sequences, packed one after another, map to a padded [B, T] grid.
 struct Packing {
-    /// Token index of every grid cell; padding repeats a real token. `None` when nothing is padded.
+    /// Token index of every grid cell; padding repeats some real token. `None` when nothing is
+    /// padded.
     cells: Option<Tensor>,
     /// Grid cell of every token; `None` when nothing is padded.
     tokens: Option<Tensor>,
@@ -38,7 +39,7 @@ struct Extension {
     slots: Tensor,
     /// `[N]` position of every token.
     positions: Tensor,
-    /// `[B]` slots whose keys are read; `None` when they are exactly the first B.
+    /// `[B]` slots whose keys are read; `None` when they are the first B, read where they are.
     rows: Option<Tensor>,
     /// Keys read, per row (S).
     keys: i64,
@@ -232,16 +233,25 @@ impl Policy {
             }
             keys = keys.max((start + tokens.len()) as i64);
         }
-        let lengths: Vec<usize> = appended.iter().map(|(_, tokens)| tokens.len()).collect();
-        let packing = Packing::new(&lengths, self.device);
+        let read_in_place = rows_in_place(appended);
+        let packing = match read_in_place {
+            Some(span) => {
+                let mut lengths = vec![0; span];
+                appended.iter().for_each(|(slot, tokens)| lengths[*slot] = tokens.len());
+                Packing::new(&lengths, self.device)
+            }
+            None => {
+                let lengths: Vec<usize> = appended.iter().map(|(_, tokens)| tokens.len()).collect();
+                Packing::new(&lengths, self.device)
+            }
+        };
         let positions = Tensor::from_slice(&positions).to(self.device);
         let grid = packing.pad(&positions).view([packing.rows, 1, packing.width, 1]);
         let forbidden = Tensor::arange(keys, (Kind::Int64, self.device)).gt_tensor(&grid);
         let bias = Tensor::zeros(forbidden.size(), (Kind::Float, self.device))
             .masked_fill(&forbidden, f64::NEG_INFINITY)
             .repeat([1, 1, self.config.group(), 1]);
-        let first = appended.iter().enumerate().all(|(index, (slot, _))| index == *slot);
-        let rows = (!first).then(|| {
+        let rows = read_in_place.is_none().then(|| {
             let rows: Vec<i64> = appended.iter().map(|(slot, _)| *slot as i64).collect();
             Tensor::from_slice(&rows).to(self.device)
         });
@@ -335,7 +345,17 @@ fn groups_of_like_length(appended: &[(usize, &[u32])]) -> Vec<Vec<usize>> {
             _ => groups.push(vec![row]),
         }
     }
+    groups.iter_mut().for_each(|group| group.sort_unstable());
     groups
+}
+
+/// How many of the first slots to read in place, the idle ones among them too: copying the keys and
+/// values of a row costs more than attending to them. `None` where fewer than half of them would be
+/// of use. The rows must come in the order of their slots.
+fn rows_in_place(appended: &[(usize, &[u32])]) -> Option<usize> {
+    let in_order = appended.is_sorted_by(|(one, _), (next, _)| one < next);
+    let span = appended.last().map_or(0, |(slot, _)| slot + 1);
+    (in_order && span <= 2 * appended.len()).then_some(span)
 }
 
 /// Writes packed keys or values [N, K, D] to their slots and returns the rows read, [B, K, S, D].
@@ -353,6 +373,7 @@ fn store(table: &mut Tensor, at: &Extension, packed: &Tensor) -> Tensor {
 // === impl Packing ===
 
 impl Packing {
+    /// A row without tokens is all padding.
     fn new(lengths: &[usize], device: Device) -> Self {
         let width = lengths.iter().copied().max().unwrap_or(0);
         if lengths.iter().all(|length| *length == width) {
@@ -362,7 +383,8 @@ impl Packing {
         let (mut cells, mut tokens, mut start) = (Vec::new(), Vec::new(), 0);
         for (row, length) in lengths.iter().enumerate() {
             for column in 0..width {
-                cells.push((start + column.min(length - 1)) as i64);
+                let token = if *length == 0 { 0 } else { start + column.min(length - 1) };
+                cells.push(token as i64);
             }
             tokens.extend((0..*length).map(|column| (row * width + column) as i64));
             start += length;

@@ -37,14 +37,38 @@ fn worst(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn prefill_and_decode_agree_with_the_whole_sequence() {
+    check_parity([0, 1, 2]);
+}
+
+#[test]
+fn slots_with_idle_ones_between_them_agree_too() {
+    check_parity([1, 2, 4]);
+}
+
+#[test]
+fn slots_far_apart_agree_too() {
+    check_parity([2, 9, 11]);
+}
+
+#[test]
+fn slots_out_of_order_agree_too() {
+    check_parity([1, 4, 2]);
+}
+
+/// Three sequences of other lengths and cuts, in the given slots of a cache that was used before.
+fn check_parity(slots: [usize; 3]) {
     let policy = policy();
-    // Three sequences of other lengths and cuts, in slots that are not the first ones.
+    let [first, second, third] = slots;
     let sequences: [(usize, Vec<u32>, Vec<usize>); 3] = [
-        (1, (0..20).collect(), vec![7, 1, 1, 9, 2]),
-        (4, (5..23).rev().collect(), vec![1, 1, 12, 1, 3]),
-        (2, vec![3; 15], vec![3, 3, 3, 3, 3]),
+        (first, (0..20).collect(), vec![7, 1, 1, 9, 2]),
+        (second, (5..23).rev().collect(), vec![1, 1, 12, 1, 3]),
+        (third, vec![3; 15], vec![3, 3, 3, 3, 3]),
     ];
-    let mut cache = KvCache::new(policy.config(), 5, 32, Device::Cpu);
+    let mut cache = KvCache::new(policy.config(), 12, 32, Device::Cpu);
+    for slot in 0..12 {
+        let _logits = policy.extend(&mut cache, &[(slot, &[40, 41, 42, 43])]).unwrap();
+        cache.clear(slot);
+    }
     let mut at = [0usize; 3];
     for round in 0..5 {
         let appended: Vec<(usize, &[u32])> = sequences
