@@ -252,6 +252,30 @@ async fn people_can_watch_and_stop_a_run() {
     timeout(PATIENCE, running.coordinator).await.expect("in time").expect("no panic");
 }
 
+/// What one version of gRPC reflection lists; their messages are alike and of different types.
+macro_rules! list_services {
+    ($version:ident, $running:expr) => {{
+        use tonic_reflection::pb::$version::{
+            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        };
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let mut answers = ServerReflectionClient::new($running.channel.clone())
+            .server_reflection_info(tokio_stream::once(request))
+            .await
+            .expect("served")
+            .into_inner();
+        let answer = answers.message().await.expect("no fault").expect("an answer");
+        let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+            panic!("not a list: {answer:?}");
+        };
+        list.service.into_iter().map(|service| service.name).collect::<Vec<String>>()
+    }};
+}
+
 #[tokio::test]
 async fn reflection_and_health_answer() {
     let running = Running::start().await;
@@ -260,26 +284,11 @@ async fn reflection_and_health_answer() {
     let answer = health.check(request).await.expect("served").into_inner();
     assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
 
-    use tonic_reflection::pb::v1::{
-        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-    };
-    let request = ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(MessageRequest::ListServices(String::new())),
-    };
-    let mut answers = ServerReflectionClient::new(running.channel.clone())
-        .server_reflection_info(tokio_stream::once(request))
-        .await
-        .expect("served")
-        .into_inner();
-    let answer = answers.message().await.expect("no fault").expect("an answer");
-    let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
-        panic!("not a list: {answer:?}");
-    };
-    let names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
-    for service in ["ballast.v1.Admin", "ballast.v1.Rollout", "ballast.v1.Training"] {
-        assert!(names.iter().any(|name| name == service), "{names:?}");
+    let services = [list_services!(v1, running), list_services!(v1alpha, running)];
+    for names in services {
+        for service in ["ballast.v1.Admin", "ballast.v1.Rollout", "ballast.v1.Training"] {
+            assert!(names.iter().any(|name| name == service), "{names:?}");
+        }
     }
 }
 

@@ -127,16 +127,19 @@ async fn serve(arguments: &Arguments, config: &Config, worker: Worker) -> anyhow
     let (listener, bound) = net::bind(&config.learner.listen).await.map_err(exit::unusable)?;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<WeightsServer<WeightsService>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(ballast_proto::v1::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(ballast_proto::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let weights = WeightsServer::new(WeightsService::new(worker.store().clone()));
     let server = Server::builder()
         .http2_keepalive_interval(Some(net::KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(net::KEEPALIVE_TIMEOUT))
         .add_service(health_service)
-        .add_service(reflection)
+        .add_service(reflection().build_v1()?)
+        // What many clients still speak, those of Python among them.
+        .add_service(reflection().build_v1alpha()?)
         .add_service(weights)
         .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
     let advertised = &config.learner.advertise;

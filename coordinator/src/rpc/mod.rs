@@ -82,10 +82,11 @@ pub async fn serve(
     reporter.set_serving::<RolloutServer<rollout::Rollout>>().await;
     reporter.set_serving::<TrainingServer<training::Training>>().await;
     reporter.set_serving::<AdminServer<admin::Admin>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let rollout = RolloutServer::new(rollout::Rollout::new(handle.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -99,7 +100,9 @@ pub async fn serve(
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(health)
-        .add_service(reflection)
+        .add_service(reflection().build_v1()?)
+        // What many clients still speak, those of Python among them.
+        .add_service(reflection().build_v1alpha()?)
         .add_service(rollout)
         .add_service(training)
         .add_service(admin)
