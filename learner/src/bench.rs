@@ -6,7 +6,7 @@ use ballast_policy::{open_device, set_threads};
 
 use crate::{
     algorithm::TrainingSample,
-    optimizer::{AdamW, Moments},
+    optimizer::{AdamW, MomentsByLoss},
     train::{LossKind, Trainer},
     worker::{self, load_policy},
 };
@@ -26,7 +26,7 @@ pub fn tokens_per_second(
     set_threads(threads);
     let policy = load_policy(directory, open_device("cpu")?)?;
     let vocabulary = u32::try_from(policy.config().vocab_size).unwrap_or(u32::MAX);
-    let optimizer = AdamW::new(0.9, 0.95, 0.0, Moments::zero(policy.flat()));
+    let optimizer = AdamW::new(0.9, 0.95, 0.0, MomentsByLoss::new());
     let mut trainer = Trainer::new(policy, optimizer, 1.0, batch * tokens);
     let samples: Vec<TrainingSample> = (0..batch)
         .map(|row| TrainingSample {

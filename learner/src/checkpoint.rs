@@ -16,12 +16,10 @@ use ballast_policy::{
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::optimizer::Moments;
+use crate::optimizer::{Loss, Moments, MomentsByLoss};
 
 const STATE_FILE: &str = "trainer_state.json";
 const MOMENTS_FILE: &str = "trainer_state.safetensors";
-const FIRST: &str = "optimizer.first_moment";
-const SECOND: &str = "optimizer.second_moment";
 
 /// Files that make the directory usable elsewhere; kept when the initial checkpoint has them.
 const COMPANION_FILES: [&str; 4] = [
@@ -60,8 +58,8 @@ pub enum Error {
 struct State {
     /// Last optimizer step in the weights, the policy version they are.
     step: u64,
-    /// Steps the optimizer took; fewer than `step` when some were skipped.
-    optimizer_steps: u64,
+    /// Steps the optimizer took on each loss; fewer than `step` in all when some were skipped.
+    optimizer_steps: BTreeMap<String, u64>,
 }
 
 /// Files that training does not change. They are read once, at the start: whatever happens to the
@@ -130,7 +128,7 @@ impl Checkpoint {
         root: &Path,
         step: u64,
         policy: &Policy,
-        moments: &Moments,
+        moments: &MomentsByLoss,
         companions: &Companions,
     ) -> Result<Self, Error> {
         let directory = root.join(format!("step-{step}"));
@@ -157,7 +155,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A missing or damaged file, or moments of another network.
-    pub fn moments(&self, policy: &Policy) -> Result<Moments, Error> {
+    pub fn moments(&self, policy: &Policy) -> Result<MomentsByLoss, Error> {
         let state_error = |reason: String| Error::State { path: self.directory.clone(), reason };
         let state_file = self.directory.join(STATE_FILE);
         let bytes = fs::read(&state_file)
@@ -178,7 +176,15 @@ impl Checkpoint {
                 Err(state_error(format!("{name} belongs to another network")))
             }
         };
-        Ok(Moments { steps: state.optimizer_steps, first: take(FIRST)?, second: take(SECOND)? })
+        let mut moments = MomentsByLoss::new();
+        for loss in Loss::ALL {
+            if let Some(&steps) = state.optimizer_steps.get(loss.name()) {
+                let [first, second] = moment_names(loss);
+                let history = Moments { steps, first: take(&first)?, second: take(&second)? };
+                moments.insert(loss, history);
+            }
+        }
+        Ok(moments)
     }
 }
 
@@ -188,7 +194,7 @@ fn write_all(
     directory: &Path,
     step: u64,
     policy: &Policy,
-    moments: &Moments,
+    moments: &MomentsByLoss,
     companions: &Companions,
 ) -> Result<(), Error> {
     fs::create_dir_all(directory).map_err(io(directory))?;
@@ -196,15 +202,23 @@ fn write_all(
     fs::write(&config, policy.config().to_json()).map_err(io(&config))?;
     write_weights(&directory.join(WEIGHTS_FILE), &policy.named_tensors())?;
     companions.write(directory)?;
-    let flat = |tensor: &Tensor| tensor.shallow_clone();
-    let tensors =
-        [(FIRST.to_owned(), flat(&moments.first)), (SECOND.to_owned(), flat(&moments.second))];
+    let mut tensors = Vec::new();
+    for (loss, moments) in moments {
+        let values = [&moments.first, &moments.second].map(Tensor::shallow_clone);
+        tensors.extend(std::iter::zip(moment_names(*loss), values));
+    }
     write_weights(&directory.join(MOMENTS_FILE), &tensors)?;
-    let state = State { step, optimizer_steps: moments.steps };
-    let text = serde_json::to_vec_pretty(&state).expect("two numbers always serialise");
+    let steps = moments.iter().map(|(loss, moments)| (loss.name().to_owned(), moments.steps));
+    let state = State { step, optimizer_steps: steps.collect() };
+    let text = serde_json::to_vec_pretty(&state).expect("numbers always serialise");
     let state_file = directory.join(STATE_FILE);
     fs::write(&state_file, text).map_err(io(&state_file))?;
     sync(directory)
+}
+
+/// Names of the first and the second moment of a loss.
+fn moment_names(loss: Loss) -> [String; 2] {
+    ["first", "second"].map(|order| format!("optimizer.{}.{order}_moment", loss.name()))
 }
 
 fn io(path: &Path) -> impl FnOnce(io::Error) -> Error {

@@ -1,11 +1,25 @@
-//! AdamW (Loshchilov and Hutter 2019, algorithm 2) over one flat fp32 vector.
+//! AdamW (Loshchilov and Hutter 2019, algorithm 2) over one flat fp32 vector, with moments of its own
+//! for every loss.
+
+use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
 /// Numerical floor of the denominator.
 const EPSILON: f64 = 1e-8;
 
-/// Moments of every parameter and the number of steps taken.
+/// A loss that keeps moments of its own. Gradients of a policy loss are ten times and more those of
+/// imitation: divided by their second moment, an SFT step between RL steps would move next to nothing,
+/// and would repeat the direction of the last RL steps instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Loss {
+    /// Clipped policy gradient.
+    PolicyGradient,
+    /// Cross-entropy on demonstrations.
+    CrossEntropy,
+}
+
+/// Settings, and the moments of the losses that have been stepped on so far.
 #[derive(Debug)]
 pub struct AdamW {
     /// First-moment decay.
@@ -14,10 +28,13 @@ pub struct AdamW {
     beta2: f64,
     /// Decoupled weight decay, per unit of learning rate.
     weight_decay: f64,
-    moments: Moments,
+    moments: MomentsByLoss,
 }
 
-/// What a checkpoint keeps of the optimizer.
+/// What a checkpoint keeps of the optimizer. A loss that was never stepped on takes no memory.
+pub type MomentsByLoss = BTreeMap<Loss, Moments>;
+
+/// History of one loss.
 #[derive(Debug)]
 pub struct Moments {
     /// Steps taken.
@@ -28,25 +45,39 @@ pub struct Moments {
     pub second: Tensor,
 }
 
+impl Loss {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::PolicyGradient, Self::CrossEntropy];
+
+    /// Name in a checkpoint.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PolicyGradient => "policy_gradient",
+            Self::CrossEntropy => "cross_entropy",
+        }
+    }
+}
+
 impl Moments {
     /// No history yet, for parameters like `flat`.
-    #[must_use]
-    pub fn zero(flat: &Tensor) -> Self {
+    fn zero(flat: &Tensor) -> Self {
         Self { steps: 0, first: flat.zeros_like(), second: flat.zeros_like() }
     }
 }
 
 impl AdamW {
-    /// An optimizer that continues from `moments`.
+    /// An optimizer that continues from `moments`; a loss without any starts anew.
     #[must_use]
-    pub fn new(beta1: f64, beta2: f64, weight_decay: f64, moments: Moments) -> Self {
+    pub fn new(beta1: f64, beta2: f64, weight_decay: f64, moments: MomentsByLoss) -> Self {
         Self { beta1, beta2, weight_decay, moments }
     }
 
-    /// One step on `flat` against `gradient`, both `[P]`.
-    pub fn step(&mut self, flat: &Tensor, gradient: &Tensor, learning_rate: f64) {
+    /// One step on `flat` against the `gradient` of a loss, both `[P]`.
+    pub fn step(&mut self, loss: Loss, flat: &Tensor, gradient: &Tensor, learning_rate: f64) {
         tch::no_grad(|| {
-            let Moments { steps, first, second } = &mut self.moments;
+            let moments = self.moments.entry(loss).or_insert_with(|| Moments::zero(flat));
+            let Moments { steps, first, second } = moments;
             *steps += 1;
             let exponent = i32::try_from(*steps).unwrap_or(i32::MAX);
             let correction1 = 1.0 - self.beta1.powi(exponent);
@@ -65,7 +96,7 @@ impl AdamW {
 
     /// State for a checkpoint.
     #[must_use]
-    pub fn moments(&self) -> &Moments {
+    pub fn moments(&self) -> &MomentsByLoss {
         &self.moments
     }
 }
@@ -95,13 +126,13 @@ mod tests {
     fn steps_follow_the_scalar_reference() {
         let (beta1, beta2, decay, rate) = (0.9, 0.95, 0.1, 1e-2);
         let flat = Tensor::from_slice(&[0.5f32, -1.0, 2.0]);
-        let mut optimizer = AdamW::new(beta1, beta2, decay, Moments::zero(&flat));
+        let mut optimizer = AdamW::new(beta1, beta2, decay, MomentsByLoss::new());
         let mut reference = [0.5f64, -1.0, 2.0];
         let (mut first, mut second) = ([0.0f64; 3], [0.0f64; 3]);
         for step in 1..=20 {
             let gradient: Vec<f32> =
                 (0..3).map(|i| ((step * 7 + i * 3) % 5) as f32 - 2.0).collect();
-            optimizer.step(&flat, &Tensor::from_slice(&gradient), rate);
+            optimizer.step(Loss::CrossEntropy, &flat, &Tensor::from_slice(&gradient), rate);
             for i in 0..3 {
                 let g = f64::from(gradient[i]);
                 first[i] = beta1 * first[i] + (1.0 - beta1) * g;
@@ -116,6 +147,24 @@ mod tests {
         for (value, expected) in values.iter().zip(reference) {
             assert!((f64::from(*value) - expected).abs() < 1e-5, "{values:?} {reference:?}");
         }
+    }
+
+    #[test]
+    fn a_loss_does_not_feel_the_history_of_another() {
+        let step = |optimizer: &mut AdamW, loss, gradient: f32| {
+            let flat = Tensor::from_slice(&[0.0f32]);
+            optimizer.step(loss, &flat, &Tensor::from_slice(&[gradient]), 0.1);
+            flat.double_value(&[0])
+        };
+        let mut optimizer = AdamW::new(0.9, 0.95, 0.0, MomentsByLoss::new());
+        for _ in 0..10 {
+            let _moved = step(&mut optimizer, Loss::PolicyGradient, -100.0);
+        }
+        // The first step of Adam is the learning rate, whatever the size of the gradient.
+        let moved = step(&mut optimizer, Loss::CrossEntropy, 0.01);
+        assert!((moved + 0.1).abs() < 1e-5, "{moved}");
+        let steps = Loss::ALL.map(|loss| optimizer.moments()[&loss].steps);
+        assert_eq!(steps, [10, 1]);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::{
     algorithm::{Grpo, TrainingSample, supervised},
     checkpoint::{self, Checkpoint, Companions},
     loss::Clip,
-    optimizer::{AdamW, Moments},
+    optimizer::{AdamW, MomentsByLoss},
     publish::WeightStore,
     train::{LossKind, StepReport, Trainer},
 };
@@ -148,7 +148,7 @@ impl Worker {
         let companions = Companions::read(directory)?;
         let moments = match &saved {
             Some(saved) => saved.moments(&policy)?,
-            None => Moments::zero(policy.flat()),
+            None => MomentsByLoss::new(),
         };
         let step = saved.as_ref().map_or(0, |saved| saved.step);
         tracing::info!("weights from {}, step {step}", directory.display());

@@ -9,7 +9,7 @@ use super::MicroBatch;
 use crate::{
     algorithm::TrainingSample,
     loss::{Clip, cross_entropy, policy_gradient},
-    optimizer::{AdamW, clip},
+    optimizer::{AdamW, Loss, clip},
 };
 
 /// Which loss part the samples feed.
@@ -19,6 +19,15 @@ pub enum LossKind {
     PolicyGradient(Clip),
     /// Cross-entropy on the tokens.
     CrossEntropy,
+}
+
+impl LossKind {
+    fn loss(self) -> Loss {
+        match self {
+            Self::PolicyGradient(_) => Loss::PolicyGradient,
+            Self::CrossEntropy => Loss::CrossEntropy,
+        }
+    }
 }
 
 /// What one step did.
@@ -105,7 +114,7 @@ impl Trainer {
             for batch in MicroBatch::split(samples, self.micro_batch_tokens, device) {
                 self.accumulate(&batch, kind, &mut report);
             }
-            self.apply(learning_rate, &mut report);
+            self.apply(kind.loss(), learning_rate, &mut report);
         }
         report.seconds = started.elapsed().as_secs_f64();
         report
@@ -135,7 +144,7 @@ impl Trainer {
         report.processed_tokens += batch.grid_tokens() as f64;
     }
 
-    fn apply(&mut self, learning_rate: f64, report: &mut StepReport) {
+    fn apply(&mut self, loss: Loss, learning_rate: f64, report: &mut StepReport) {
         let gradients: Vec<Tensor> =
             self.policy.leaves().iter().map(|leaf| leaf.grad().reshape([-1])).collect();
         let (norm, gradient) = clip(&Tensor::cat(&gradients, 0), self.gradient_norm_max);
@@ -144,7 +153,7 @@ impl Trainer {
             report.skipped = true;
             return;
         }
-        self.optimizer.step(self.policy.flat(), &gradient, learning_rate);
+        self.optimizer.step(loss, self.policy.flat(), &gradient, learning_rate);
     }
 
     fn zero_gradients(&self) {
