@@ -48,8 +48,15 @@ fn separate<W: ?Sized + io::Write>(w: &mut W, first: bool) -> io::Result<()> {
     if first { Ok(()) } else { w.write_all(b", ") }
 }
 
-/// Shortest digits that read back as `value`, with an exponent below 1e-4 and from 1e16 on.
-fn python_float(value: f64) -> String {
+/// Shortest digits that read back as `value`, with an exponent below 1e-4 and from 1e16 on. What is
+/// not finite has the name `json.dumps` gives it.
+pub(crate) fn python_float(value: f64) -> String {
+    if value.is_nan() {
+        return "NaN".to_owned();
+    }
+    if value.is_infinite() {
+        return if value > 0.0 { "Infinity" } else { "-Infinity" }.to_owned();
+    }
     let scientific = format!("{value:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or_default();

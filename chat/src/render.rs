@@ -2,6 +2,8 @@
 //!
 //! Invariants: segments are tokenised one by one and never across a boundary, so a conversation
 //! that grows keeps its ids; every tag is placed by id, and all other text is encoded as untrusted.
+//! A tag that the tokenizer has not is text, as the checkpoint learned to read it: a tool's result
+//! can then forge the end of itself, but never the end of its message.
 //!
 //! An assistant span of a trajectory is `assistant_header` (mask 0), the sampled or expert tokens
 //! up to and including `<|im_end|>` (mask 1), and `assistant_trailer` (mask 0).
@@ -10,7 +12,13 @@ use ballast_proto::v1::Role;
 use serde_json::{Map, Value};
 
 use crate::{
-    format::render_call_body,
+    control::{
+        ControlRole::{
+            DocumentStart, HeaderEnd, MessageEnd, MessageStart, ResultClose, ResultOpen,
+        },
+        Frame,
+    },
+    format::Span,
     json::python_json,
     tokenizer::{Tokenizer, TokenizerError},
 };
@@ -26,7 +34,8 @@ pub struct Segment {
     pub loss_mask: Vec<u8>,
 }
 
-/// Writes conversations in the chat template ([`crate::CHAT_TEMPLATE`]).
+/// Writes conversations: in the chat template of the small model ([`crate::CHAT_TEMPLATE`]), or
+/// with the same words between the headers of Llama 3; calls in the tokenizer's format.
 #[derive(Clone, Debug)]
 pub struct Renderer {
     tokenizer: Tokenizer,
@@ -34,20 +43,15 @@ pub struct Renderer {
     assistant_trailer: Vec<u32>,
 }
 
-/// A piece of a message: a control token by its id, or text that may not contain any.
-enum Part<'a> {
-    Control(u32),
-    Text(&'a str),
-}
-
 impl Renderer {
     /// A renderer over `tokenizer`.
     #[must_use]
     pub fn new(tokenizer: Tokenizer) -> Self {
         const ENCODES: &str = "the tokenizer encoded the words of the template when it was loaded";
-        let mut assistant_header = vec![tokenizer.control().im_start];
-        assistant_header.extend(tokenizer.encode_untrusted("assistant\n").expect(ENCODES));
-        let assistant_trailer = tokenizer.encode_untrusted("\n").expect(ENCODES);
+        let frame = tokenizer.control().frame();
+        let assistant_header = token_ids(&tokenizer, &header(frame, "assistant")).expect(ENCODES);
+        let trailer = Span::Text(trailer(frame).to_owned());
+        let assistant_trailer = token_ids(&tokenizer, &[trailer]).expect(ENCODES);
         Self { tokenizer, assistant_header, assistant_trailer }
     }
 
@@ -58,11 +62,11 @@ impl Renderer {
     /// When the tokenizer rejects a text.
     pub fn opening(&self, tools: &[Value], user: &str) -> Result<Vec<Segment>, TokenizerError> {
         let tools: String = tools.iter().map(|tool| python_json(tool) + "\n").collect();
-        let system = format!("system\n<tools>\n{tools}</tools>");
-        Ok(vec![
-            self.message(Role::System, &[Part::Text(&system)])?,
-            self.message(Role::User, &[Part::Text(&format!("user\n{user}"))])?,
-        ])
+        let mut system = Vec::from_iter(self.tokenizer.control().id(DocumentStart));
+        let tools = Span::Text(format!("<tools>\n{tools}</tools>"));
+        system.extend(self.message("system", vec![tools])?);
+        let user = self.message("user", vec![Span::Text(user.to_owned())])?;
+        Ok(vec![segment(Role::System, system), segment(Role::User, user)])
     }
 
     /// `<|im_start|>assistant\n`: what the policy continues. No loss.
@@ -71,7 +75,8 @@ impl Renderer {
         &self.assistant_header
     }
 
-    /// The newline after the `<|im_end|>` of an assistant message. No loss.
+    /// What stands between the end of an assistant message and the next message: a newline, or
+    /// nothing. No loss.
     #[must_use]
     pub fn assistant_trailer(&self) -> &[u32] {
         &self.assistant_trailer
@@ -82,68 +87,98 @@ impl Renderer {
     /// # Errors
     /// When the tokenizer rejects a text.
     pub fn tool_results(&self, results: &[String]) -> Result<Segment, TokenizerError> {
-        let control = self.tokenizer.control();
-        let results: Vec<_> = results.iter().map(|result| format!("\n{result}\n")).collect();
-        let mut parts = Vec::with_capacity(4 * results.len());
-        for (index, result) in results.iter().enumerate() {
-            parts.extend([
-                Part::Text(if index == 0 { "user\n" } else { "\n" }),
-                Part::Control(control.tool_response_open),
-                Part::Text(result),
-                Part::Control(control.tool_response_close),
-            ]);
-        }
-        self.message(Role::Tool, &parts)
+        let token_ids = match self.tokenizer.control().frame() {
+            Frame::ChatMl => {
+                let mut spans = Vec::with_capacity(4 * results.len());
+                for (index, result) in results.iter().enumerate() {
+                    spans.extend([
+                        Span::Text(if index == 0 { "" } else { "\n" }.to_owned()),
+                        Span::Tag(ResultOpen),
+                        Span::Text(format!("\n{result}\n")),
+                        Span::Tag(ResultClose),
+                    ]);
+                }
+                self.message("user", spans)?
+            }
+            Frame::Llama3 => {
+                let messages: Result<Vec<_>, _> = results
+                    .iter()
+                    .map(|result| self.message("ipython", vec![Span::Text(result.clone())]))
+                    .collect();
+                messages?.concat()
+            }
+        };
+        Ok(segment(Role::Tool, token_ids))
     }
 
     /// What an expert writes: `text` (may be empty), then `calls` as (name, arguments), then
     /// `<|im_end|>`. Every token carries loss.
     ///
     /// # Errors
-    /// When the tokenizer rejects a text.
+    /// When the tokenizer rejects a text, or the format cannot write a call.
     pub fn assistant_message(
         &self,
         text: &str,
         calls: &[(&str, &Map<String, Value>)],
     ) -> Result<Vec<u32>, TokenizerError> {
-        let control = self.tokenizer.control();
-        let bodies: Vec<_> =
-            calls.iter().map(|(name, args)| render_call_body(name, args)).collect();
-        let mut parts = vec![Part::Text(text)];
-        for (index, body) in bodies.iter().enumerate() {
-            let is_first = index == 0 && text.is_empty();
-            parts.extend([
-                Part::Text(if is_first { "" } else { "\n" }),
-                Part::Control(control.tool_call_open),
-                Part::Text(body),
-                Part::Control(control.tool_call_close),
-            ]);
-        }
-        parts.push(Part::Control(control.im_end));
-        self.token_ids(&parts)
+        let mut spans = self.tokenizer.format().rules().render(text, calls)?;
+        spans.push(Span::Tag(MessageEnd));
+        token_ids(&self.tokenizer, &spans)
     }
 
-    /// `<|im_start|>`, the parts, `<|im_end|>`, a newline; no loss.
-    fn message(&self, role: Role, parts: &[Part<'_>]) -> Result<Segment, TokenizerError> {
-        let control = self.tokenizer.control();
-        let mut token_ids = vec![control.im_start];
-        token_ids.extend(self.token_ids(parts)?);
-        token_ids.push(control.im_end);
-        token_ids.extend(&self.assistant_trailer);
-        let loss_mask = vec![0; token_ids.len()];
-        Ok(Segment { role, token_ids, loss_mask })
+    /// A message of `role` and what follows it.
+    fn message(&self, role: &str, spans: Vec<Span>) -> Result<Vec<u32>, TokenizerError> {
+        let frame = self.tokenizer.control().frame();
+        let mut message = header(frame, role);
+        message.extend(spans);
+        message.push(Span::Tag(MessageEnd));
+        message.push(Span::Text(trailer(frame).to_owned()));
+        token_ids(&self.tokenizer, &message)
     }
+}
 
-    fn token_ids(&self, parts: &[Part<'_>]) -> Result<Vec<u32>, TokenizerError> {
-        let mut ids = Vec::new();
-        for part in parts {
-            match part {
-                Part::Control(id) => ids.push(*id),
-                Part::Text(text) => ids.extend(self.tokenizer.encode_untrusted(text)?),
+fn segment(role: Role, token_ids: Vec<u32>) -> Segment {
+    let loss_mask = vec![0; token_ids.len()];
+    Segment { role, token_ids, loss_mask }
+}
+
+/// What stands before the text of a message.
+fn header(frame: Frame, role: &str) -> Vec<Span> {
+    let start = Span::Tag(MessageStart);
+    match frame {
+        Frame::ChatMl => vec![start, Span::Text(format!("{role}\n"))],
+        Frame::Llama3 => vec![
+            start,
+            Span::Text(role.to_owned()),
+            Span::Tag(HeaderEnd),
+            Span::Text("\n\n".to_owned()),
+        ],
+    }
+}
+
+/// What stands after the end of a message.
+fn trailer(frame: Frame) -> &'static str {
+    match frame {
+        Frame::ChatMl => "\n",
+        Frame::Llama3 => "",
+    }
+}
+
+/// Text between two tags is encoded in one piece, as in the text of the whole message.
+fn token_ids(tokenizer: &Tokenizer, spans: &[Span]) -> Result<Vec<u32>, TokenizerError> {
+    let control = tokenizer.control();
+    let (mut ids, mut text) = (Vec::new(), String::new());
+    for span in spans {
+        match span {
+            Span::Tag(role) if control.id(*role).is_some() => {
+                ids.extend(tokenizer.encode_untrusted(&std::mem::take(&mut text))?);
+                ids.extend(control.id(*role));
             }
+            span => text.push_str(span.spelling(control.frame())),
         }
-        Ok(ids)
     }
+    ids.extend(tokenizer.encode_untrusted(&text)?);
+    Ok(ids)
 }
 
 #[cfg(test)]
@@ -153,8 +188,8 @@ mod tests {
 
     use super::Renderer;
     use crate::{
-        parse_message,
-        testing::{CONVERSATION, Conversation, object, tokenizer},
+        ControlRole, Format, Tokenizer, parse_message,
+        testing::{CONVERSATION, Conversation, object, tokenizer, tokenizer_of},
     };
 
     #[test]
@@ -198,8 +233,8 @@ mod tests {
             tags,
             [
                 control.im_start,
-                control.tool_response_open,
-                control.tool_response_close,
+                control.id(ControlRole::ResultOpen).unwrap(),
+                control.id(ControlRole::ResultClose).unwrap(),
                 control.im_end
             ]
         );
@@ -226,5 +261,41 @@ mod tests {
         let ids = renderer.assistant_message("", &[("product", &arguments)]).unwrap();
         let message = parse_message(tokenizer(), &ids);
         assert_eq!(message.calls[0].arguments, arguments);
+    }
+
+    #[test]
+    fn llama3_has_its_own_headers_and_one_message_per_result() {
+        let renderer = Renderer::new(tokenizer_of(Format::Llama3).clone());
+        let mut segments = renderer.opening(&[json!({"name": "f"})], "Look.").unwrap();
+        segments.push(renderer.tool_results(&["1".to_owned(), "2".to_owned()]).unwrap());
+        let ids: Vec<_> = segments.into_iter().flat_map(|segment| segment.token_ids).collect();
+        assert_eq!(
+            renderer.tokenizer.decode(&ids),
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n\
+             <tools>\n{\"name\": \"f\"}\n</tools><|eot_id|>\
+             <|start_header_id|>user<|end_header_id|>\n\nLook.<|eot_id|>\
+             <|start_header_id|>ipython<|end_header_id|>\n\n1<|eot_id|>\
+             <|start_header_id|>ipython<|end_header_id|>\n\n2<|eot_id|>"
+        );
+        let header = renderer.tokenizer.decode(renderer.assistant_header());
+        assert_eq!(header, "<|start_header_id|>assistant<|end_header_id|>\n\n");
+        assert!(renderer.assistant_trailer().is_empty());
+    }
+
+    /// Qwen2.5 has tags of calls and none of results.
+    #[test]
+    fn a_tag_that_is_no_token_is_text() {
+        let mut json: serde_json::Value = serde_json::from_slice(tokenizer().json()).unwrap();
+        let added = json["added_tokens"].as_array_mut().unwrap();
+        added.retain(|token| !token["content"].as_str().unwrap().contains("tool_response"));
+        let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
+        let renderer = Renderer::new(tokenizer.clone());
+        let segment = renderer.tool_results(&["14".to_owned()]).unwrap();
+        assert_eq!(
+            tokenizer.decode(&segment.token_ids),
+            "<|im_start|>user\n<tool_response>\n14\n</tool_response><|im_end|>\n"
+        );
+        let tags = segment.token_ids.iter().filter(|id| tokenizer.control().is_tag(**id));
+        assert_eq!(tags.count(), 2);
     }
 }

@@ -2,36 +2,46 @@
 
 use ballast_proto::v1::StructuralState;
 
-use crate::{format::ParsedCall, layout::Layout, tokenizer::Tokenizer};
+use crate::format::ParsedCall;
 
 /// A message with fewer characters than this beside its control tags says nothing.
 const TEXT_CHARS_MIN: usize = 5;
 
-/// Classifies a message whose trailing `<|im_end|>` is stripped.
+/// What a state is judged by, of a message whose stop tag is stripped.
+#[derive(Debug)]
+pub(crate) struct Evidence<'a> {
+    /// The calls, as far as the message has any.
+    pub(crate) calls: &'a [ParsedCall],
+    /// Whether something stands where the format has no place for it: in all formats a tag outside
+    /// the calls, in some of them text beside the calls too.
+    pub(crate) misplaced: bool,
+    /// Characters of the trimmed text, in calls and around them, without tags.
+    pub(crate) text_chars: usize,
+    /// How many of `total` are control tokens, the opener of the format included.
+    pub(crate) control: usize,
+    /// Tokens of the message. For a message that came as text: bytes, where a tag counts as those of
+    /// an ordinary token.
+    pub(crate) total: usize,
+}
+
+/// Classifies a message. The definition is the same for every format; what a call is and what is
+/// misplaced, each format says itself.
 ///
-/// - Healthy call: at least one block, every block is a call, and no tag stands elsewhere.
-/// - Healthy response: no tag at all, and some text, however short.
-/// - Collapsed: nearly no text beside the tags; or no block is a call and more than half of the
-///   tokens are control tokens, `{"` included.
+/// - Healthy call: at least one call, all well formed, and nothing misplaced.
+/// - Healthy response: no call, nothing misplaced, and some text, however short.
+/// - Collapsed: nearly no text beside the tags; or no call is well formed and more than half of the
+///   tokens are control tokens.
 /// - Polluted: everything else.
-pub(crate) fn structural_state(
-    tokenizer: &Tokenizer,
-    ids: &[u32],
-    layout: &Layout<'_>,
-    calls: &[ParsedCall],
-) -> StructuralState {
-    let control = tokenizer.control();
-    let text_ids: Vec<u32> = ids.iter().copied().filter(|&id| !control.is_tag(id)).collect();
-    let text_chars = tokenizer.decode(&text_ids).trim().chars().count();
-    let control_tokens = ids.iter().filter(|id| control.all().contains(id)).count();
+pub(crate) fn structural_state(evidence: &Evidence<'_>) -> StructuralState {
+    let Evidence { calls, misplaced, text_chars, control, total } = *evidence;
     let all_parse = calls.iter().all(|call| !call.malformed);
     let none_parses = calls.iter().all(|call| call.malformed);
 
-    if !calls.is_empty() && all_parse && !layout.has_stray_tag {
+    if !calls.is_empty() && all_parse && !misplaced {
         StructuralState::HealthyCall
-    } else if calls.is_empty() && !layout.has_stray_tag && text_chars > 0 {
+    } else if calls.is_empty() && !misplaced && text_chars > 0 {
         StructuralState::HealthyResponse
-    } else if text_chars < TEXT_CHARS_MIN || (none_parses && 2 * control_tokens > ids.len()) {
+    } else if text_chars < TEXT_CHARS_MIN || (none_parses && 2 * control > total) {
         StructuralState::Collapsed
     } else {
         StructuralState::Polluted

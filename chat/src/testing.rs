@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use crate::{Renderer, Tokenizer, train_tokenizer};
+use crate::{Format, Renderer, Tokenizer, train_tokenizer};
 
 /// What the user of the example asks.
 pub(crate) const QUESTION: &str = "Can anna pay a lamp?";
@@ -52,6 +52,43 @@ pub(crate) fn tokenizer() -> &'static Tokenizer {
     static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
     TOKENIZER.get_or_init(|| train_tokenizer(corpus(), 400).unwrap())
 }
+
+/// A small tokenizer of a checkpoint that speaks `format`.
+pub(crate) fn tokenizer_of(format: Format) -> &'static Tokenizer {
+    static TOKENIZERS: [OnceLock<Tokenizer>; 4] = [const { OnceLock::new() }; 4];
+    let index = Format::ALL.iter().position(|other| *other == format).unwrap();
+    TOKENIZERS[index].get_or_init(|| {
+        let mut json: Value = serde_json::from_slice(tokenizer().json()).unwrap();
+        match format {
+            Format::Hermes | Format::Pythonic => {}
+            Format::Llama3 => {
+                for token in json["added_tokens"].as_array_mut().unwrap() {
+                    let name = token["content"].as_str().unwrap();
+                    let index = crate::ControlTokens::NAMES.iter().position(|n| *n == name);
+                    token["content"] = LLAMA3_NAMES[index.unwrap()].into();
+                }
+            }
+            Format::QwenXml => {
+                let call = "<function=product>\n<parameter=name>\nlamp\n</parameter>\n</function>";
+                let corpus = corpus().chain([call.to_owned(), call.to_owned()]);
+                json =
+                    serde_json::from_slice(train_tokenizer(corpus, 400).unwrap().json()).unwrap();
+            }
+        }
+        Tokenizer::with_format(json.to_string().as_bytes(), format).unwrap()
+    })
+}
+
+/// What Llama 3 has in place of each tag.
+const LLAMA3_NAMES: [&str; 7] = [
+    "<|start_header_id|>",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+    "<|python_tag|>",
+    "<|eom_id|>",
+    "<|end_header_id|>",
+    "<|begin_of_text|>",
+];
 
 /// `CONVERSATION`, rendered turn by turn.
 pub(crate) struct Conversation {

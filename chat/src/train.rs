@@ -149,6 +149,8 @@ mod tests {
     fn a_corpus_without_json_is_refused() {
         let prose = ["the price of a lamp ", "the price of a chair "].map(str::to_owned);
         let error = train_tokenizer(prose.into_iter(), 400).unwrap_err();
-        assert!(matches!(error, TokenizerError::MissingControlTokens(names) if names == ["{\""]));
+        assert!(
+            matches!(error, TokenizerError::MissingControlTokens { missing, .. } if missing == ["{\""])
+        );
     }
 }

@@ -1,79 +1,106 @@
-//! The Hermes/Qwen tool-call format: JSON between `<tool_call>` and `</tool_call>`.
+//! The Hermes/Qwen format: JSON between `<tool_call>` and `</tool_call>`.
+//!
+//! ```text
+//! I will look.
+//! <tool_call>
+//! {"name": "product", "arguments": {"name": "lamp"}}
+//! </tool_call>
+//! ```
+//! A call is a JSON object with a string `name` and an object `arguments`; further keys are
+//! ignored. Text may stand around the calls; a tag may not.
 
-use ballast_proto::v1::StructuralState;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::{
+    CallParser, Event, Inexpressible, Span, ToolCallFormat,
+    block::{self, BlockParser, Body},
+    json_call::JsonCall,
+};
 use crate::{
+    control::{
+        ControlRole::{self, CallClose, CallOpen, CallOpener},
+        Frame,
+    },
     json::python_json,
-    layout::{Block, Layout},
-    structure::structural_state,
-    tokenizer::Tokenizer,
 };
 
-/// What one assistant message says.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AssistantMessage {
-    /// Text outside the calls, trimmed. A misplaced control tag stays visible in it.
-    pub text: String,
-    /// One per `<tool_call>`, in order, malformed ones included.
-    pub calls: Vec<ParsedCall>,
-    /// Structural state of the whole message.
-    pub state: StructuralState,
-}
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Hermes;
 
-/// A tool call as the policy wrote it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ParsedCall {
-    /// Name of the tool; empty when malformed.
-    pub name: String,
-    /// Arguments; empty when malformed.
-    pub arguments: Map<String, Value>,
-    /// The exact text between the call's tags.
-    pub raw: String,
-    /// Whether the block is unclosed, holds a control tag, or is not a JSON object with a string
-    /// `name` and an object `arguments`. Further keys are ignored.
-    pub malformed: bool,
-}
+impl ToolCallFormat for Hermes {
+    fn name(&self) -> &'static str {
+        "hermes"
+    }
 
-/// Parses sampled ids, with or without the trailing `<|im_end|>`. Every sequence of ids is
-/// accepted, ids outside the vocabulary included.
-#[must_use]
-pub fn parse_message(tokenizer: &Tokenizer, ids: &[u32]) -> AssistantMessage {
-    let control = tokenizer.control();
-    let ids = ids.strip_suffix(&[control.im_end]).unwrap_or(ids);
-    let layout = Layout::of(ids, control);
-    let calls: Vec<_> = layout.blocks.iter().map(|block| parse_block(tokenizer, block)).collect();
-    let state = structural_state(tokenizer, ids, &layout, &calls);
-    AssistantMessage { text: tokenizer.decode(&layout.outside).trim().to_owned(), calls, state }
-}
+    fn frames(&self) -> &'static [Frame] {
+        &[Frame::ChatMl]
+    }
 
-/// A call with its tags, as the template writes it.
-#[must_use]
-pub fn render_call(name: &str, arguments: &Map<String, Value>) -> String {
-    format!("<tool_call>{}</tool_call>", render_call_body(name, arguments))
+    fn opener(&self) -> &'static str {
+        "{\""
+    }
+
+    fn required(&self) -> &'static [ControlRole] {
+        &[CallOpen, CallClose, CallOpener]
+    }
+
+    fn render(
+        &self,
+        text: &str,
+        calls: &[(&str, &Map<String, Value>)],
+    ) -> Result<Vec<Span>, Inexpressible> {
+        Ok(block::render(text, calls.iter().map(|(name, arguments)| render_body(name, arguments))))
+    }
+
+    fn parser(&self, _tools: &[Value]) -> Box<dyn CallParser> {
+        Box::new(BlockParser::new(JsonBody { call: JsonCall::new("arguments") }))
+    }
 }
 
 /// What stands between the tags of a call.
-pub(crate) fn render_call_body(name: &str, arguments: &Map<String, Value>) -> String {
+pub(super) fn render_body(name: &str, arguments: &Map<String, Value>) -> String {
     let name = python_json(&Value::from(name));
     let arguments = python_json(&Value::Object(arguments.clone()));
     format!("\n{{\"name\": {name}, \"arguments\": {arguments}}}\n")
 }
 
-fn parse_block(tokenizer: &Tokenizer, block: &Block<'_>) -> ParsedCall {
-    #[derive(Deserialize)]
-    struct Call {
-        name: String,
-        arguments: Map<String, Value>,
+#[derive(Clone, Debug)]
+struct JsonBody {
+    call: JsonCall,
+}
+
+impl Body for JsonBody {
+    fn advance(&mut self, raw: &str, index: usize, events: &mut Vec<Event>) {
+        self.call.scanner.advance(raw, false);
+        self.call.emit(raw, index, events);
     }
 
-    let raw = tokenizer.decode(block.body);
-    let well_formed = block.closed && !block.body.iter().any(|&id| tokenizer.control().is_tag(id));
-    let call: Option<Call> = serde_json::from_str(&raw).ok();
-    match call.filter(|call| well_formed && !call.name.is_empty()) {
-        Some(Call { name, arguments }) => ParsedCall { name, arguments, raw, malformed: false },
-        None => ParsedCall { name: String::new(), arguments: Map::new(), raw, malformed: true },
+    fn is_complete(&self) -> bool {
+        self.call.scanner.is_balanced()
+    }
+
+    fn finish(
+        &mut self,
+        raw: &str,
+        index: usize,
+        events: &mut Vec<Event>,
+    ) -> Option<(String, Map<String, Value>)> {
+        #[derive(Deserialize)]
+        struct Call {
+            name: String,
+            arguments: Map<String, Value>,
+        }
+
+        // `serde` would take the array ["product", {}] for a call as well.
+        let is_object = raw.trim_start().starts_with('{');
+        let Call { name, arguments } = serde_json::from_str(raw).ok().filter(|_| is_object)?;
+        if name.is_empty() {
+            return None;
+        }
+        self.call.complete(&name, &arguments, index, events);
+        Some((name, arguments))
     }
 }
 
@@ -82,13 +109,12 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Map, Value, json};
 
-    use super::{parse_message, render_call};
     use crate::{
-        Renderer,
+        AssistantMessage, ControlRole, Renderer, parse_message, render_call,
         testing::{any_arguments, any_ids, object, tokenizer},
     };
 
-    fn parse(text: &str) -> super::AssistantMessage {
+    fn parse(text: &str) -> AssistantMessage {
         parse_message(tokenizer(), &tokenizer().encode(text).unwrap())
     }
 
@@ -123,6 +149,7 @@ mod tests {
             "\n{\"name\": \"\", \"arguments\": {}}\n",
             "\n{\"name\": \"product\", \"arguments\": {}}}\n",
             "\n{\"name\": \"a\", \"name\": \"b\", \"arguments\": {}}\n",
+            "\n[\"product\", {}]\n",
             "\n{\"name\": \"<|im_start|>\", \"arguments\": {}}\n",
         ];
         for body in bodies {
@@ -150,9 +177,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_ids_make_the_parser_panic(ids in any_ids()) {
-            let control = tokenizer().control();
+            let open = tokenizer().control().id(ControlRole::CallOpen).unwrap();
             let message = parse_message(tokenizer(), &ids);
-            let opened = ids.iter().filter(|&&id| id == control.tool_call_open).count();
+            let opened = ids.iter().filter(|&&id| id == open).count();
             prop_assert_eq!(message.calls.len(), opened);
         }
 
@@ -175,9 +202,9 @@ mod tests {
         #[test]
         fn any_text_in_a_block_is_kept_raw(body in any::<String>()) {
             let control = tokenizer().control();
-            let mut ids = vec![control.tool_call_open];
+            let mut ids = vec![control.id(ControlRole::CallOpen).unwrap()];
             ids.extend(tokenizer().encode_untrusted(&body).unwrap());
-            ids.push(control.tool_call_close);
+            ids.extend(control.id(ControlRole::CallClose));
             let message = parse_message(tokenizer(), &ids);
             prop_assert_eq!(&message.calls[0].raw, &body);
             let is_object = serde_json::from_str::<Map<String, Value>>(&body).is_ok();

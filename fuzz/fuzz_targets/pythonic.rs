@@ -1,0 +1,7 @@
+//! Messages of the pythonic tool-call format.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ballast_fuzz::check(
+    ballast_chat::Format::Pythonic,
+    data
+));
