@@ -1,32 +1,32 @@
-//! A Hugging Face checkpoint directory: `config.json`, `model.safetensors`, and the bytes of single
-//! tensors for the wire.
+//! A Hugging Face checkpoint directory: its files, what can be wrong with them, and the bytes of
+//! single tensors for the wire. Reading weights is in `weights`, writing them in `shards`.
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io,
     path::{Path, PathBuf},
 };
 
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use tch::{Device, Kind, Tensor};
 
-use crate::{ConfigError, ModelConfig};
+use crate::{ConfigError, ModelConfig, ParameterError, Weights};
 
 /// Name of the network's configuration in a checkpoint directory.
 pub const CONFIG_FILE: &str = "config.json";
 /// Name of the tokenizer in a checkpoint directory.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
-/// Name of the weights in a checkpoint directory.
+/// Name of the weights in a checkpoint directory, where they are one file.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
+/// Name of the list that says which file holds which tensor, where the weights are several files.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file is missing or cannot be read.
     #[error(
-        "{path}: {source}; a checkpoint directory holds config.json, tokenizer.json and model.safetensors"
+        "{path}: {source}; a checkpoint directory holds config.json, tokenizer.json and model.safetensors \
+         (or model.safetensors.index.json and its shards)"
     )]
     Read {
         /// The file.
@@ -60,6 +60,14 @@ pub enum CheckpointError {
         /// What the reader says.
         reason: String,
     },
+    /// The index of the shards is damaged, or is not of these shards.
+    #[error("{path}: {reason}; the index and all its shards must be of one checkpoint")]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A tensor has a dtype other than F32, F16 or BF16.
     #[error("tensor {name} has dtype {dtype}; supported: F32, F16, BF16")]
     Dtype {
@@ -78,6 +86,24 @@ pub enum CheckpointError {
         /// Bytes found.
         found: usize,
     },
+    /// A weight is not a number, or infinite.
+    #[error(
+        "{path}: tensor {name} holds NaN or infinity; name a checkpoint from before it went wrong"
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// Tensor name.
+        name: String,
+    },
+    /// The weights are not the network's.
+    #[error("{path}: {source}; weights and config.json must be of one checkpoint")]
+    Parameters {
+        /// The checkpoint directory.
+        path: PathBuf,
+        /// What does not fit.
+        source: ParameterError,
+    },
 }
 
 /// Reads `config.json` of a checkpoint directory.
@@ -91,77 +117,13 @@ pub fn read_config(directory: &Path) -> Result<ModelConfig, CheckpointError> {
     ModelConfig::from_json(&bytes).map_err(|source| CheckpointError::Config { path, source })
 }
 
-/// Reads all tensors of a safetensors file, as fp32.
+/// Reads all tensors of one safetensors file, in the dtypes they have there.
 ///
 /// # Errors
 /// A missing, truncated or damaged file, or a dtype that is not a float.
 pub fn read_weights(path: &Path) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
-    let io = |source| CheckpointError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
-    // SAFETY: the map is read-only and lives only in this function. A file that another process
-    // truncates meanwhile would raise SIGBUS; checkpoints are written beside and renamed, never
-    // changed in place.
-    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-    let tensors = SafeTensors::deserialize(&map).map_err(|error| CheckpointError::Damaged {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })?;
-    let mut named = BTreeMap::new();
-    for (name, view) in tensors.iter() {
-        let shape: Vec<i64> = view.shape().iter().map(|dim| *dim as i64).collect();
-        let dtype = format!("{:?}", view.dtype());
-        let tensor =
-            tensor_from_bytes(&dtype, &shape, view.data()).map_err(|error| match error {
-                CheckpointError::Dtype { dtype, .. } => {
-                    CheckpointError::Dtype { name: name.to_owned(), dtype }
-                }
-                other => other,
-            })?;
-        named.insert(name.to_owned(), tensor);
-    }
-    Ok(named)
-}
-
-/// Writes named tensors in fp32 to a safetensors file that `transformers` loads. The caller renames
-/// it into place.
-///
-/// # Errors
-/// The disk refuses.
-pub fn write_weights(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), CheckpointError> {
-    write(path, tensors, Dtype::F32)
-}
-
-/// Writes named tensors in bf16, half the size of fp32 and rounded to 8 bits of mantissa.
-///
-/// # Errors
-/// The disk refuses.
-pub fn write_weights_bf16(
-    path: &Path,
-    tensors: &[(String, Tensor)],
-) -> Result<(), CheckpointError> {
-    write(path, tensors, Dtype::BF16)
-}
-
-fn write(path: &Path, tensors: &[(String, Tensor)], dtype: Dtype) -> Result<(), CheckpointError> {
-    let bytes: Vec<(&String, Vec<usize>, Vec<u8>)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let shape =
-                tensor.size().iter().map(|dim| usize::try_from(*dim).unwrap_or(0)).collect();
-            let kind = if dtype == Dtype::BF16 { Kind::BFloat16 } else { Kind::Float };
-            (name, shape, bytes_as(tensor, kind))
-        })
-        .collect();
-    let views = bytes.iter().map(|(name, shape, data)| {
-        let view = TensorView::new(dtype, shape.clone(), data)
-            .expect("bytes_as gives the dtype's width for each element of the shape");
-        (name.as_str(), view)
-    });
-    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    safetensors::serialize_to_file(views, metadata, path).map_err(|error| CheckpointError::Write {
-        path: path.to_owned(),
-        source: io::Error::other(error.to_string()),
-    })
+    let weights = Weights::open_file(path)?;
+    weights.names().map(|name| Ok((name.to_owned(), weights.tensor(name)?))).collect()
 }
 
 /// The bytes of a tensor in fp32, row-major, little-endian.
@@ -170,14 +132,24 @@ pub fn tensor_bytes(tensor: &Tensor) -> Vec<u8> {
     bytes_as(tensor, Kind::Float)
 }
 
-fn bytes_as(tensor: &Tensor, kind: Kind) -> Vec<u8> {
+pub(crate) fn bytes_as(tensor: &Tensor, kind: Kind) -> Vec<u8> {
     let tensor = tensor.detach().to_device(Device::Cpu).to_kind(kind).contiguous();
     let mut bytes = vec![0u8; tensor.numel() * kind.elt_size_in_bytes()];
     tensor.copy_data_u8(&mut bytes, tensor.numel());
     bytes
 }
 
-/// An fp32 tensor from the bytes of a safetensors dtype.
+/// libtorch's kind of a safetensors dtype.
+pub(crate) fn kind_of(dtype: &str) -> Option<Kind> {
+    match dtype {
+        "F32" => Some(Kind::Float),
+        "F16" => Some(Kind::Half),
+        "BF16" => Some(Kind::BFloat16),
+        _ => None,
+    }
+}
+
+/// A tensor from bytes in a safetensors dtype, which it keeps.
 ///
 /// # Errors
 /// A dtype that is not F32, F16 or BF16, or a byte string of the wrong size.
@@ -186,21 +158,20 @@ pub fn tensor_from_bytes(
     shape: &[i64],
     bytes: &[u8],
 ) -> Result<Tensor, CheckpointError> {
-    let (kind, width) = match dtype {
-        "F32" => (Kind::Float, 4),
-        "F16" => (Kind::Half, 2),
-        "BF16" => (Kind::BFloat16, 2),
-        other => {
-            return Err(CheckpointError::Dtype { name: String::new(), dtype: other.to_owned() });
-        }
-    };
-    let numel: usize = shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(0)).product();
-    if bytes.len() != numel * width {
-        return Err(CheckpointError::Size {
-            shape: shape.to_vec(),
-            expected: numel * width,
-            found: bytes.len(),
-        });
+    let unknown =
+        || CheckpointError::Dtype { name: "from the wire".into(), dtype: dtype.to_owned() };
+    let kind = kind_of(dtype).ok_or_else(unknown)?;
+    let expected = byte_count(shape, kind).unwrap_or(usize::MAX);
+    let wrong = || CheckpointError::Size { shape: shape.to_vec(), expected, found: bytes.len() };
+    if bytes.len() != expected {
+        return Err(wrong());
     }
-    Ok(Tensor::from_data_size(bytes, shape, kind).to_kind(Kind::Float))
+    Tensor::f_from_data_size(bytes, shape, kind).map_err(|_| wrong())
+}
+
+/// Bytes of a tensor; `None` for a shape that cannot be.
+pub(crate) fn byte_count(shape: &[i64], kind: Kind) -> Option<usize> {
+    shape.iter().try_fold(kind.elt_size_in_bytes(), |bytes, dim| {
+        bytes.checked_mul(usize::try_from(*dim).ok()?)
+    })
 }

@@ -1,6 +1,9 @@
-//! `config.json` of a Hugging Face checkpoint, for the architecture Ballast runs: Qwen3.
+//! `config.json` of a Hugging Face checkpoint: Qwen2 and Qwen2.5, Qwen3, Llama 3, in the layouts of
+//! transformers 4 and 5. What the network does not implement is refused by name.
 
 use serde_json::{Map, Value};
+
+use crate::rope_scaling::{self, RopeScaling};
 
 /// Largest width, count or length that is believed; keeps products of two within an i64.
 const DIMENSION_MAX: i64 = 1 << 24;
@@ -11,7 +14,7 @@ const PARAMETERS_MAX: f64 = (1u64 << 36) as f64;
 /// Shape and constants of the network, read from `config.json` and never guessed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// Tokens the embedding has rows for (V).
+    /// Tokens the embedding has rows for (V); may exceed the tokenizer's, for padding.
     pub vocab_size: i64,
     /// Width of the residual stream (E).
     pub hidden_size: i64,
@@ -25,10 +28,20 @@ pub struct ModelConfig {
     pub kv_heads: i64,
     /// Width of one head (D).
     pub head_dim: i64,
+    /// Whether queries and keys are normalised per head (Qwen3).
+    pub qk_norm: bool,
+    /// Whether the query, key and value projections have a bias (Qwen2, or `attention_bias`).
+    pub qkv_bias: bool,
+    /// Whether the projection after attention has a bias (`attention_bias`).
+    pub output_bias: bool,
+    /// Whether the embedding is the head too; otherwise `lm_head.weight` is.
+    pub tied: bool,
     /// Added to the mean square in RMSNorm.
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// How the rotary frequencies are stretched to longer contexts.
+    pub rope_scaling: RopeScaling,
     /// Longest sequence, in tokens.
     pub positions_max: i64,
     /// The file as read; written back with only the dtype changed.
@@ -43,12 +56,12 @@ pub enum ConfigError {
     Json(String),
     /// A key is absent or has the wrong type.
     #[error("{0} is missing or not a {1}")]
-    Key(&'static str, &'static str),
+    Key(String, &'static str),
     /// A key has a value this network does not implement.
     #[error("{key} = {value} is not supported; supported: {supported}")]
     Unsupported {
         /// Key.
-        key: &'static str,
+        key: String,
         /// Its value.
         value: String,
         /// What would be accepted.
@@ -56,69 +69,129 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    pub(crate) fn unsupported(
+        key: impl Into<String>,
+        value: impl ToString,
+        supported: &'static str,
+    ) -> Self {
+        Self::Unsupported { key: key.into(), value: value.to_string(), supported }
+    }
+}
+
+/// What `model_type` settles.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    /// Qwen2 and Qwen2.5: a bias on queries, keys and values.
+    Qwen2,
+    /// Qwen3: norms on queries and keys.
+    Qwen3,
+    /// Llama 3.
+    Llama,
+}
+
+/// A key that changes what the network computes, what is supported, and whether a value is.
+type Rule = (&'static str, &'static str, fn(&Value) -> bool);
+
+/// A key that is absent or null passes.
+const RULES: [Rule; 9] = [
+    ("hidden_act", "\"silu\"", |value| value == "silu"),
+    ("mlp_bias", "false", |value| value == false),
+    ("use_sliding_window", "false: every layer attends to all tokens before it", |value| {
+        value == false
+    }),
+    ("layer_types", "\"full_attention\" for every layer", |value| {
+        value.as_array().is_some_and(|types| types.iter().all(|kind| kind == "full_attention"))
+    }),
+    ("partial_rotary_factor", "1", |value| value.as_f64() == Some(1.0)),
+    ("original_max_position_embeddings", "absent here, given within rope_scaling", |_| false),
+    ("quantization_config", "absent: weights in F32, F16 or BF16", |_| false),
+    ("num_experts", "absent: dense networks only", |_| false),
+    ("num_local_experts", "absent: dense networks only", |_| false),
+];
+
 impl ModelConfig {
-    /// Reads `config.json`. Both layouts are understood: transformers 4 (`rope_theta`) and 5
-    /// (`rope_parameters`).
+    /// Reads `config.json`.
     ///
     /// # Errors
     /// The first key that is missing, mistyped or not supported, by name.
     pub fn from_json(bytes: &[u8]) -> Result<Self, ConfigError> {
         let json: Map<String, Value> =
             serde_json::from_slice(bytes).map_err(|error| ConfigError::Json(error.to_string()))?;
-        refuse_unsupported(&json)?;
-        let integer = |key| {
-            let value = json.get(key).and_then(Value::as_i64);
-            let value = value.filter(|value| (1..=DIMENSION_MAX).contains(value));
-            value.ok_or(ConfigError::Key(key, "positive integer of at most 2^24"))
-        };
+        let family = family(&json)?;
+        for (key, supported, accepts) in RULES {
+            if let Some(value) = present(&json, key).filter(|value| !accepts(value)) {
+                return Err(ConfigError::unsupported(key, value, supported));
+            }
+        }
+        let attention_bias = flag(&json, "attention_bias")?;
+        if family == Family::Qwen2 && attention_bias == Some(false) {
+            return Err(ConfigError::unsupported("attention_bias", false, "true for qwen2"));
+        }
+        let attention_bias = attention_bias.unwrap_or(false);
+        let heads = integer(&json, "num_attention_heads")?;
+        let hidden_size = integer(&json, "hidden_size")?;
+        let positions_max = integer(&json, "max_position_embeddings")?;
+        let (rope_theta, rope_scaling) = rope_scaling::read(&json, positions_max)?;
         let config = Self {
-            vocab_size: integer("vocab_size")?,
-            hidden_size: integer("hidden_size")?,
-            intermediate_size: integer("intermediate_size")?,
-            layers: integer("num_hidden_layers")?,
-            heads: integer("num_attention_heads")?,
-            kv_heads: integer("num_key_value_heads")?,
-            head_dim: integer("head_dim")?,
-            positions_max: integer("max_position_embeddings")?,
+            vocab_size: integer(&json, "vocab_size")?,
+            hidden_size,
+            intermediate_size: integer(&json, "intermediate_size")?,
+            layers: integer(&json, "num_hidden_layers")?,
+            heads,
+            kv_heads: kv_heads(&json, family, heads)?,
+            head_dim: head_dim(&json, family, hidden_size, heads)?,
+            qk_norm: family == Family::Qwen3,
+            qkv_bias: family == Family::Qwen2 || attention_bias,
+            output_bias: family != Family::Qwen2 && attention_bias,
+            // Absent means false in all three families.
+            tied: flag(&json, "tie_word_embeddings")?.unwrap_or(false),
             rms_norm_eps: json
                 .get("rms_norm_eps")
                 .and_then(Value::as_f64)
                 .filter(|epsilon| *epsilon >= 0.0)
-                .ok_or(ConfigError::Key("rms_norm_eps", "number from 0"))?,
-            rope_theta: rope_theta(&json)?,
-            json: json.clone(),
+                .ok_or(ConfigError::Key("rms_norm_eps".into(), "number from 0"))?,
+            rope_theta,
+            rope_scaling,
+            positions_max,
+            json,
         };
-        if config.heads % config.kv_heads != 0 {
-            return Err(ConfigError::Unsupported {
-                key: "num_key_value_heads",
-                value: config.kv_heads.to_string(),
-                supported: "a divisor of num_attention_heads",
-            });
-        }
-        if config.parameters() > PARAMETERS_MAX {
-            return Err(ConfigError::Unsupported {
-                key: "num_hidden_layers",
-                value: config.layers.to_string(),
-                supported: "a network of at most 2^36 parameters",
-            });
-        }
-        if config.head_dim % 2 != 0 {
-            return Err(ConfigError::Unsupported {
-                key: "head_dim",
-                value: config.head_dim.to_string(),
-                supported: "an even number",
-            });
-        }
+        config.check()?;
         Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.heads % self.kv_heads != 0 {
+            let supported = "a divisor of num_attention_heads";
+            return Err(ConfigError::unsupported("num_key_value_heads", self.kv_heads, supported));
+        }
+        if self.parameters() > PARAMETERS_MAX {
+            let supported = "a network of at most 2^36 parameters";
+            return Err(ConfigError::unsupported("num_hidden_layers", self.layers, supported));
+        }
+        if self.head_dim % 2 != 0 {
+            return Err(ConfigError::unsupported("head_dim", self.head_dim, "an even number"));
+        }
+        Ok(())
     }
 
     /// The file to write beside fp32 weights: as read, with the dtype told truly.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
+        self.to_json_of(tch::Kind::Float)
+    }
+
+    /// The file to write beside weights of a kind: as read, with the dtype told truly.
+    pub(crate) fn to_json_of(&self, kind: tch::Kind) -> Vec<u8> {
+        let dtype = match kind {
+            tch::Kind::BFloat16 => "bfloat16",
+            tch::Kind::Half => "float16",
+            _ => "float32",
+        };
         let mut json = self.json.clone();
         for key in ["dtype", "torch_dtype"] {
             if json.contains_key(key) {
-                json.insert(key.to_owned(), Value::from("float32"));
+                json.insert(key.to_owned(), Value::from(dtype));
             }
         }
         let mut bytes = serde_json::to_vec_pretty(&json).expect("a JSON map always serialises");
@@ -137,7 +210,8 @@ impl ModelConfig {
             self.head_dim,
         ]
         .map(|size| size as f64);
-        vocab * hidden + layers * hidden * (2.0 * heads * dim + 3.0 * wide)
+        let ends = if self.tied { 1.0 } else { 2.0 };
+        ends * vocab * hidden + layers * hidden * (2.0 * heads * dim + 3.0 * wide)
     }
 
     /// Query heads that share one key/value head (G).
@@ -147,103 +221,68 @@ impl ModelConfig {
     }
 }
 
-fn refuse_unsupported(json: &Map<String, Value>) -> Result<(), ConfigError> {
-    let refuse =
-        |key: &'static str, supported: &'static str, accepted: fn(&Value) -> bool| match json
-            .get(key)
-        {
-            Some(value) if !accepted(value) => {
-                Err(ConfigError::Unsupported { key, value: value.to_string(), supported })
-            }
-            _ => Ok(()),
-        };
-    if json.get("model_type").is_none() {
-        return Err(ConfigError::Key("model_type", "string"));
-    }
-    refuse("model_type", "\"qwen3\"", |value| value == "qwen3")?;
-    refuse("hidden_act", "\"silu\"", |value| value == "silu")?;
-    refuse("attention_bias", "false", |value| value == false)?;
-    refuse("use_sliding_window", "false", |value| value == false)?;
-    refuse("rope_scaling", "null", Value::is_null)?;
-    match json.get("tie_word_embeddings") {
-        Some(Value::Bool(true)) => Ok(()),
-        other => Err(ConfigError::Unsupported {
-            key: "tie_word_embeddings",
-            value: other.map_or_else(|| "absent (false)".to_owned(), Value::to_string),
-            supported: "true",
-        }),
+/// A value that is there and not null.
+pub(crate) fn present<'a>(json: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    json.get(key).filter(|value| !value.is_null())
+}
+
+fn family(json: &Map<String, Value>) -> Result<Family, ConfigError> {
+    let missing = || ConfigError::Key("model_type".into(), "string");
+    let (family, architecture) = match json.get("model_type").ok_or_else(missing)?.as_str() {
+        Some("qwen2") => (Family::Qwen2, "Qwen2ForCausalLM"),
+        Some("qwen3") => (Family::Qwen3, "Qwen3ForCausalLM"),
+        Some("llama") => (Family::Llama, "LlamaForCausalLM"),
+        _ => {
+            let supported = "\"qwen2\" (Qwen2, Qwen2.5), \"qwen3\", \"llama\" (Llama 3)";
+            return Err(ConfigError::unsupported("model_type", &json["model_type"], supported));
+        }
+    };
+    match present(json, "architectures") {
+        Some(listed) if *listed != serde_json::json!([architecture]) => {
+            let supported = "the ...ForCausalLM of the model_type: it predicts the next token";
+            Err(ConfigError::unsupported("architectures", listed, supported))
+        }
+        _ => Ok(family),
     }
 }
 
-fn rope_theta(json: &Map<String, Value>) -> Result<f64, ConfigError> {
-    let missing = ConfigError::Key("rope_theta (or rope_parameters.rope_theta)", "number above 0");
-    let positive = |value: Option<&Value>| value.and_then(Value::as_f64).filter(|base| *base > 0.0);
-    let Some(parameters) = json.get("rope_parameters") else {
-        return positive(json.get("rope_theta")).ok_or(missing);
-    };
-    match parameters.get("rope_type").and_then(Value::as_str) {
-        None | Some("default") => positive(parameters.get("rope_theta")).ok_or(missing),
-        Some(other) => Err(ConfigError::Unsupported {
-            key: "rope_parameters.rope_type",
-            value: other.to_owned(),
-            supported: "\"default\"",
-        }),
+fn integer(json: &Map<String, Value>, key: &str) -> Result<i64, ConfigError> {
+    let value = json.get(key).and_then(Value::as_i64);
+    let value = value.filter(|value| (1..=DIMENSION_MAX).contains(value));
+    value.ok_or_else(|| ConfigError::Key(key.to_owned(), "positive integer of at most 2^24"))
+}
+
+fn flag(json: &Map<String, Value>, key: &str) -> Result<Option<bool>, ConfigError> {
+    let wrong = || ConfigError::Key(key.to_owned(), "boolean");
+    present(json, key).map(|value| value.as_bool().ok_or_else(wrong)).transpose()
+}
+
+/// Null means one for each query head; absent means so for Llama only.
+fn kv_heads(json: &Map<String, Value>, family: Family, heads: i64) -> Result<i64, ConfigError> {
+    match json.get("num_key_value_heads") {
+        Some(Value::Null) => Ok(heads),
+        None if family == Family::Llama => Ok(heads),
+        _ => integer(json, "num_key_value_heads"),
     }
+}
+
+/// Qwen3 always says how wide its heads are; the others share out the hidden width where they do
+/// not.
+fn head_dim(
+    json: &Map<String, Value>,
+    family: Family,
+    hidden_size: i64,
+    heads: i64,
+) -> Result<i64, ConfigError> {
+    if present(json, "head_dim").is_some() || family == Family::Qwen3 {
+        return integer(json, "head_dim");
+    }
+    if hidden_size % heads != 0 {
+        let supported = "a multiple of num_attention_heads, where head_dim is absent";
+        return Err(ConfigError::unsupported("hidden_size", hidden_size, supported));
+    }
+    Ok(hidden_size / heads)
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    pub(crate) const TINY: &str = r#"{
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 48,
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 64,
-        "tie_word_embeddings": true, "hidden_act": "silu", "torch_dtype": "bfloat16"
-    }"#;
-
-    fn with(key: &str, value: Value) -> Result<ModelConfig, ConfigError> {
-        let mut json: Map<String, Value> = serde_json::from_str(TINY).unwrap();
-        json.insert(key.to_owned(), value);
-        ModelConfig::from_json(&serde_json::to_vec(&json).unwrap())
-    }
-
-    #[test]
-    fn both_layouts_of_the_rope_base_are_read() {
-        let old = ModelConfig::from_json(TINY.as_bytes()).unwrap();
-        assert_eq!(old.rope_theta, 10000.0);
-        let parameters = serde_json::json!({"rope_type": "default", "rope_theta": 5000.0});
-        assert_eq!(with("rope_parameters", parameters).unwrap().rope_theta, 5000.0);
-    }
-
-    #[test]
-    fn what_is_not_supported_is_refused_by_name() {
-        let refused = [
-            ("model_type", Value::from("gpt2")),
-            ("hidden_act", Value::from("gelu")),
-            ("attention_bias", Value::from(true)),
-            ("use_sliding_window", Value::from(true)),
-            ("tie_word_embeddings", Value::from(false)),
-            ("num_key_value_heads", Value::from(3)),
-            ("head_dim", Value::from(15)),
-            ("vocab_size", Value::from(-1)),
-            ("intermediate_size", Value::from(1i64 << 60)),
-            ("num_hidden_layers", Value::from(1 << 24)),
-            ("rope_theta", Value::from(0)),
-            ("rope_scaling", serde_json::json!({"type": "yarn"})),
-        ];
-        for (key, value) in refused {
-            let error = with(key, value).expect_err(key).to_string();
-            assert!(error.contains(key), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_written_file_tells_the_dtype_truly_and_keeps_the_rest() {
-        let config = ModelConfig::from_json(TINY.as_bytes()).unwrap();
-        let written: Value = serde_json::from_slice(&config.to_json()).unwrap();
-        assert_eq!(written["torch_dtype"], "float32");
-        assert_eq!(written["architectures"][0], "Qwen3ForCausalLM");
-    }
-}
+mod tests;

@@ -5,12 +5,15 @@ use std::ffi::CString;
 
 use tch::Device;
 
-/// Why a device cannot be used.
+/// Why a device or a dtype cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// Neither "cpu" nor "cuda".
     #[error("unknown device {0:?}; use \"cpu\" or \"cuda\"")]
     Unknown(String),
+    /// No dtype that a network computes in.
+    #[error("unknown dtype {0:?}; use \"fp32\" (float32) or \"bf16\" (bfloat16)")]
+    Dtype(String),
     /// libtorch_cuda.so is not there.
     #[error(
         "device = \"cuda\" needs libtorch_cuda.so, which could not be loaded ({0}); install a CUDA \

@@ -11,21 +11,33 @@
 
 mod checkpoint;
 mod config;
+mod decode_attention;
 mod device;
+mod dtype;
+mod extension;
 mod kv_cache;
+mod packing;
 mod parameters;
+mod policy;
 mod rope;
+mod rope_scaling;
 mod sampler;
+mod shards;
 mod transformer;
+mod weights;
 
 pub use checkpoint::{
-    CONFIG_FILE, CheckpointError, TOKENIZER_FILE, WEIGHTS_FILE, read_config, read_weights,
-    tensor_bytes, tensor_from_bytes, write_weights, write_weights_bf16,
+    CONFIG_FILE, CheckpointError, INDEX_FILE, TOKENIZER_FILE, WEIGHTS_FILE, read_config,
+    read_weights, tensor_bytes, tensor_from_bytes,
 };
 pub use config::{ConfigError, ModelConfig};
 pub use device::{DeviceError, open_device, set_threads};
-pub use kv_cache::{CacheFull, KvCache};
+pub use dtype::Dtype;
+pub use kv_cache::{CacheFull, KvCache, PrefixMissing};
 pub use parameters::ParameterError;
-pub use sampler::{Draw, Sampler};
+pub use policy::Policy;
+pub use rope_scaling::RopeScaling;
+pub use sampler::{Distribution, Draw, Sampler};
+pub use shards::{SHARD_BYTES_MAX, write_weights, write_weights_bf16};
 pub use tch::{Device, Tensor};
-pub use transformer::Policy;
+pub use weights::Weights;

@@ -1,14 +1,22 @@
-//! The trainable parameters: one flat fp32 buffer, leaf tensors that view it, and the names that a
-//! Hugging Face checkpoint gives to its parts.
+//! The parameters: one flat buffer, leaf tensors that view it, and the names that a Hugging Face
+//! checkpoint gives to its parts.
 //!
 //! Projections that read the same input are one leaf (`qkv`, `gate_up`): they lie next to each other
 //! in the buffer, so one matrix product serves them and the checkpoint's tensors are slices of it.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelConfig;
+
+/// Name of the embedding in a checkpoint.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the head; a checkpoint may hold it beside an embedding it is tied to, as a copy.
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// Why a set of tensors is not this network's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,35 +37,42 @@ pub enum ParameterError {
         /// The shape that follows from config.json.
         expected: Vec<i64>,
     },
+    /// A head that differs from the embedding it is said to be tied to.
+    #[error(
+        "lm_head.weight differs from model.embed_tokens.weight, but config.json says \
+         tie_word_embeddings: true; say false to use both"
+    )]
+    Tied,
 }
 
 /// One layer's leaves; shapes in [`layer_leaves`].
-#[derive(Debug)]
 pub(crate) struct Layer {
     pub(crate) input_norm: Tensor,
     pub(crate) qkv: Tensor,
-    pub(crate) q_norm: Tensor,
-    pub(crate) k_norm: Tensor,
+    pub(crate) qkv_bias: Option<Tensor>,
+    /// Weights of the norms of queries and of keys.
+    pub(crate) qk_norm: Option<(Tensor, Tensor)>,
     pub(crate) output: Tensor,
+    pub(crate) output_bias: Option<Tensor>,
     pub(crate) post_attention_norm: Tensor,
     pub(crate) gate_up: Tensor,
     pub(crate) down: Tensor,
 }
 
 /// All parameters. The leaves share the memory of `flat`.
-#[derive(Debug)]
 pub(crate) struct Parameters {
     pub(crate) flat: Tensor,
     pub(crate) embedding: Tensor,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Tensor,
+    /// `None` where the embedding is the head too.
+    pub(crate) head: Option<Tensor>,
     /// Every leaf in the order of the flat buffer.
     leaves: Vec<Tensor>,
     /// Checkpoint name -> its slice of the flat buffer.
     slices: BTreeMap<String, Slice>,
 }
 
-#[derive(Clone, Debug)]
 struct Slice {
     offset: i64,
     shape: Vec<i64>,
@@ -81,42 +96,83 @@ impl LeafSpec {
 fn layer_leaves(config: &ModelConfig, index: i64) -> Vec<LeafSpec> {
     let (hidden, wide) = (config.hidden_size, config.intermediate_size);
     let (query, key) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let part =
-        |name: &str, shape: &[i64]| (format!("model.layers.{index}.{name}.weight"), shape.to_vec());
-    vec![
-        LeafSpec(vec![part("input_layernorm", &[hidden])]),
+    let part = |name: &str, shape: &[i64]| (format!("model.layers.{index}.{name}"), shape.to_vec());
+    let single = |name: &str, shape: &[i64]| LeafSpec(vec![part(name, shape)]);
+    let mut leaves = vec![
+        single("input_layernorm.weight", &[hidden]),
         LeafSpec(vec![
-            part("self_attn.q_proj", &[query, hidden]),
-            part("self_attn.k_proj", &[key, hidden]),
-            part("self_attn.v_proj", &[key, hidden]),
+            part("self_attn.q_proj.weight", &[query, hidden]),
+            part("self_attn.k_proj.weight", &[key, hidden]),
+            part("self_attn.v_proj.weight", &[key, hidden]),
         ]),
-        LeafSpec(vec![part("self_attn.q_norm", &[config.head_dim])]),
-        LeafSpec(vec![part("self_attn.k_norm", &[config.head_dim])]),
-        LeafSpec(vec![part("self_attn.o_proj", &[hidden, query])]),
-        LeafSpec(vec![part("post_attention_layernorm", &[hidden])]),
-        LeafSpec(vec![
-            part("mlp.gate_proj", &[wide, hidden]),
-            part("mlp.up_proj", &[wide, hidden]),
-        ]),
-        LeafSpec(vec![part("mlp.down_proj", &[hidden, wide])]),
-    ]
+    ];
+    if config.qkv_bias {
+        leaves.push(LeafSpec(vec![
+            part("self_attn.q_proj.bias", &[query]),
+            part("self_attn.k_proj.bias", &[key]),
+            part("self_attn.v_proj.bias", &[key]),
+        ]));
+    }
+    if config.qk_norm {
+        leaves.push(single("self_attn.q_norm.weight", &[config.head_dim]));
+        leaves.push(single("self_attn.k_norm.weight", &[config.head_dim]));
+    }
+    leaves.push(single("self_attn.o_proj.weight", &[hidden, query]));
+    if config.output_bias {
+        leaves.push(single("self_attn.o_proj.bias", &[hidden]));
+    }
+    leaves.push(single("post_attention_layernorm.weight", &[hidden]));
+    leaves.push(LeafSpec(vec![
+        part("mlp.gate_proj.weight", &[wide, hidden]),
+        part("mlp.up_proj.weight", &[wide, hidden]),
+    ]));
+    leaves.push(single("mlp.down_proj.weight", &[hidden, wide]));
+    leaves
 }
 
-fn all_leaves(config: &ModelConfig) -> Vec<LeafSpec> {
-    let single = |name: &str, shape: Vec<i64>| LeafSpec(vec![(name.to_owned(), shape)]);
-    let mut leaves =
-        vec![single("model.embed_tokens.weight", vec![config.vocab_size, config.hidden_size])];
-    leaves.extend((0..config.layers).flat_map(|index| layer_leaves(config, index)));
-    leaves.push(single("model.norm.weight", vec![config.hidden_size]));
-    leaves
+/// Every leaf in the order of the flat buffer; lazily, for what a config.json claims may be absurd.
+fn all_leaves(config: &ModelConfig) -> impl Iterator<Item = LeafSpec> {
+    let single = |name: &str, shape: &[i64]| LeafSpec(vec![(name.to_owned(), shape.to_vec())]);
+    let table = [config.vocab_size, config.hidden_size];
+    std::iter::once(single(EMBEDDING, &table))
+        .chain((0..config.layers).flat_map(|index| layer_leaves(config, index)))
+        .chain(std::iter::once(single("model.norm.weight", &[config.hidden_size])))
+        .chain((!config.tied).then(|| single(HEAD, &table)))
+}
+
+// === impl Layer ===
+
+impl Layer {
+    /// Takes a layer's leaves in the order of [`layer_leaves`].
+    fn take(config: &ModelConfig, mut next: impl FnMut() -> Tensor) -> Self {
+        Self {
+            input_norm: next(),
+            qkv: next(),
+            qkv_bias: config.qkv_bias.then(&mut next),
+            qk_norm: config.qk_norm.then(|| (next(), next())),
+            output: next(),
+            output_bias: config.output_bias.then(&mut next),
+            post_attention_norm: next(),
+            gate_up: next(),
+            down: next(),
+        }
+    }
+}
+
+// === impl Parameters ===
+
+impl fmt::Debug for Parameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Parameters({:?})", self.flat.size())
+    }
 }
 
 impl Parameters {
     /// Zeroed parameters of the right shapes.
-    pub(crate) fn new(config: &ModelConfig, device: Device) -> Self {
-        let specs = all_leaves(config);
+    pub(crate) fn new(config: &ModelConfig, kind: Kind, device: Device) -> Self {
+        let specs: Vec<LeafSpec> = all_leaves(config).collect();
         let total = specs.iter().map(LeafSpec::numel).sum::<i64>();
-        let flat = Tensor::zeros([total], (Kind::Float, device));
+        let flat = Tensor::zeros([total], (kind, device));
         let mut leaves = Vec::with_capacity(specs.len());
         let mut slices = BTreeMap::new();
         let mut offset = 0;
@@ -131,20 +187,10 @@ impl Parameters {
         let mut order = leaves.iter().map(Tensor::shallow_clone);
         let mut next = || order.next().expect("the specs list every leaf that is taken here");
         let embedding = next();
-        let layers = (0..config.layers)
-            .map(|_| Layer {
-                input_norm: next(),
-                qkv: next(),
-                q_norm: next(),
-                k_norm: next(),
-                output: next(),
-                post_attention_norm: next(),
-                gate_up: next(),
-                down: next(),
-            })
-            .collect();
+        let layers = (0..config.layers).map(|_| Layer::take(config, &mut next)).collect();
         let norm = next();
-        Self { flat, embedding, layers, norm, leaves, slices }
+        let head = (!config.tied).then(&mut next);
+        Self { flat, embedding, layers, norm, head, leaves, slices }
     }
 
     /// Makes the leaves require gradients.
@@ -169,20 +215,18 @@ impl Parameters {
     }
 
     /// Overwrites all parameters with a checkpoint's tensors; all are checked before any is copied.
-    pub(crate) fn load(&self, tensors: &BTreeMap<String, Tensor>) -> Result<(), ParameterError> {
-        for (name, slice) in &self.slices {
-            let tensor = tensors.get(name).ok_or_else(|| ParameterError::Missing(name.clone()))?;
-            if tensor.size() != slice.shape {
-                return Err(ParameterError::Shape {
-                    name: name.clone(),
-                    found: tensor.size(),
-                    expected: slice.shape.clone(),
-                });
-            }
-        }
-        let known = |name: &str| self.slices.contains_key(name) || name == "lm_head.weight";
-        if let Some(name) = tensors.keys().find(|name| !known(name)) {
-            return Err(ParameterError::Unknown(name.clone()));
+    pub(crate) fn load(
+        &self,
+        config: &ModelConfig,
+        tensors: &BTreeMap<String, Tensor>,
+    ) -> Result<(), ParameterError> {
+        let shapes = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
+        check(config, &shapes)?;
+        if self.head.is_none()
+            && let Some(head) = tensors.get(HEAD)
+            && !same(head, &tensors[EMBEDDING])
+        {
+            return Err(ParameterError::Tied);
         }
         tch::no_grad(|| {
             for (name, mut target) in self.named() {
@@ -191,4 +235,31 @@ impl Parameters {
         });
         Ok(())
     }
+}
+
+/// Whether tensors of these names and shapes are the network's. A head beside an embedding it is tied
+/// to passes; what it holds is another question.
+pub(crate) fn check(
+    config: &ModelConfig,
+    found: &BTreeMap<&str, Vec<i64>>,
+) -> Result<(), ParameterError> {
+    let mut known = BTreeSet::from([HEAD.to_owned()]);
+    for (name, expected) in all_leaves(config).flat_map(|leaf| leaf.0) {
+        let Some(shape) = found.get(name.as_str()) else {
+            return Err(ParameterError::Missing(name));
+        };
+        if *shape != expected {
+            return Err(ParameterError::Shape { name, found: shape.clone(), expected });
+        }
+        known.insert(name);
+    }
+    match found.keys().find(|name| !known.contains(**name)) {
+        Some(name) => Err(ParameterError::Unknown((*name).to_owned())),
+        None => Ok(()),
+    }
+}
+
+/// Whether two tensors hold the same numbers, in whatever kind.
+pub(crate) fn same(one: &Tensor, other: &Tensor) -> bool {
+    one.size() == other.size() && one.to_kind(Kind::Float).equal(&other.to_kind(Kind::Float))
 }

@@ -105,6 +105,24 @@ fn a_full_slot_is_an_error_and_changes_nothing() {
 }
 
 #[test]
+fn a_copied_prefix_is_as_good_as_a_computed_one() {
+    let policy = policy();
+    let tokens: Vec<u32> = (0..20).collect();
+    let mut cache = KvCache::new(policy.config(), 3, 32, Device::Cpu);
+    let _logits = policy.extend(&mut cache, &[(2, &tokens[..12])]).unwrap();
+    // Slot 0 holds 5 of the tokens already, behind them others that it drops.
+    let _logits = policy.extend(&mut cache, &[(0, &[0, 1, 2, 3, 4, 40, 41])]).unwrap();
+    cache.truncate(0, 5);
+    cache.copy_prefix(2, 0, 11).unwrap();
+    assert_eq!(cache.length(0), 11);
+    let logits = policy.extend(&mut cache, &[(0, &tokens[11..])]).unwrap();
+    let logprobs = logits.squeeze_dim(0).log_softmax(-1, Kind::Float);
+    assert!(worst(&logprobs, &whole(&policy, &tokens).get(19)) < 1e-4);
+    let error = cache.copy_prefix(2, 1, 13).unwrap_err();
+    assert_eq!(error.to_string(), "slot 2 holds 12 tokens; 13 of them cannot be copied");
+}
+
+#[test]
 fn sampled_logprobs_are_those_of_the_whole_sequence() {
     let policy = policy();
     let mut cache = KvCache::new(policy.config(), 2, 64, Device::Cpu);
