@@ -78,7 +78,7 @@ impl Assignment {
             task: wire.task.ok_or_else(|| missing("task"))?,
             mode,
             min_policy_version: wire.min_policy_version.map(PolicyVersion),
-            sampling: Sampling { seed: wire.sampling_seed, temperature: wire.temperature },
+            sampling: Sampling::new(wire.sampling_seed, wire.temperature),
             limits: wire.limits.and_then(Limits::from_wire).ok_or_else(|| missing("limits"))?,
         })
     }

@@ -10,11 +10,16 @@ use crate::{
     torch_decoder::TorchDecoder,
 };
 
+/// Tokens at the start of a prompt that count it.
+const PROMPT_DIGITS: usize = 3;
+
 /// What one measured run does.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// Sequences sampled at once.
     pub batch: usize,
+    /// Sequences that start from the same prompt.
+    pub group: usize,
     /// Tokens each of them starts from.
     pub prompt: usize,
     /// Tokens sampled for each of them.
@@ -39,13 +44,14 @@ pub fn tokens_per_second(
     let policy = Policy::new(config, &weights, open_device("cpu")?)?;
     let mut decoder = TorchDecoder::new(policy, [0; 8], shape.batch, shape.prompt + shape.new);
     let slots: Vec<usize> = (0..shape.batch).collect();
+    let mut prompts = 0;
     let mut run = || -> anyhow::Result<f64> {
         let started = Instant::now();
+        // No prompt comes twice, or its keys would still be there.
+        prompts += shape.batch;
         for slot in &slots {
-            decoder.open(*slot, Sampling { seed: *slot as u64, temperature: 1.0 });
-            let prompt: Vec<u32> =
-                (0..shape.prompt).map(|at| (*slot * 31 + at * 7) as u32 % vocabulary).collect();
-            decoder.feed(*slot, &prompt);
+            decoder.open(*slot, Sampling::new(*slot as u64, 1.0));
+            decoder.feed(*slot, &prompt(prompts + slot / shape.group.max(1), shape, vocabulary));
         }
         for _ in 0..shape.new {
             decoder.step(&slots)?;
@@ -54,4 +60,11 @@ pub fn tokens_per_second(
     };
     run()?;
     (0..repeat).map(|_| run()).collect()
+}
+
+/// Prompt `number`: its first tokens are its own.
+fn prompt(number: usize, shape: Shape, vocabulary: u32) -> Vec<u32> {
+    let digit = |at: usize| number / (vocabulary as usize).pow(at as u32);
+    let token = |at: usize| if at < PROMPT_DIGITS { digit(at) } else { number * 31 + at * 7 };
+    (0..shape.prompt).map(|at| (token(at) % vocabulary as usize) as u32).collect()
 }

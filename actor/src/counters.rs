@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use crate::decoder::DecoderWork;
+
 /// Counters since the actor started, except where a doc says otherwise.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -15,6 +17,9 @@ pub struct Counters {
     tokens_processed: AtomicU64,
     idle_nanos: AtomicU64,
     weights_refused: AtomicU64,
+    prefill_computed: AtomicU64,
+    prefill_saved: AtomicU64,
+    evictions: AtomicU64,
 }
 
 impl Counters {
@@ -36,7 +41,7 @@ impl Counters {
         self.tokens_sampled.load(Relaxed)
     }
 
-    /// Tokens run through the network: prompts, tool results and samples.
+    /// Tokens that entered a sequence: prompts, tool results and samples.
     #[must_use]
     pub fn tokens_processed(&self) -> u64 {
         self.tokens_processed.load(Relaxed)
@@ -52,6 +57,22 @@ impl Counters {
     #[must_use]
     pub fn weights_refused(&self) -> u64 {
         self.weights_refused.load(Relaxed)
+    }
+
+    /// What the decoder computed, shared and evicted.
+    #[must_use]
+    pub fn decoder_work(&self) -> DecoderWork {
+        DecoderWork {
+            prefill_computed: self.prefill_computed.load(Relaxed),
+            prefill_saved: self.prefill_saved.load(Relaxed),
+            evictions: self.evictions.load(Relaxed),
+        }
+    }
+
+    pub(crate) fn set_decoder_work(&self, work: DecoderWork) {
+        self.prefill_computed.store(work.prefill_computed, Relaxed);
+        self.prefill_saved.store(work.prefill_saved, Relaxed);
+        self.evictions.store(work.evictions, Relaxed);
     }
 
     pub(crate) fn set_policy_version(&self, version: u64) {

@@ -1,17 +1,40 @@
 //! What the engine needs of a language model: many growing token sequences, one step at a time.
 //!
 //! Owns: the interface between the engine and a backend.
-//! Does not know: text, episodes, gRPC, torch.
+//! Does not know: text, stop strings, episodes, gRPC, torch.
+
+#[cfg(any(feature = "torch", test))]
+pub(crate) mod rows;
 
 use crate::weights::StagedPolicy;
 
-/// How one sequence is sampled.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How one sequence is sampled. What is switched on applies in the order of the fields: the bias is
+/// added to the logits, the temperature divides them, and then top-k, top-p and min-p each drop
+/// tokens. What remains is renormalised.
+///
+/// Stop tokens and stop strings belong above the decoder: it only ever appends.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Seed from which every token of the sequence derives; neighbours in the batch change nothing.
+    /// Seed of the sequence's own random stream; neighbours in the batch do not touch it.
     pub seed: u64,
-    /// Softmax temperature; 0 is greedy.
+    /// Added to the logit of a token id. Ids outside the vocabulary are ignored.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Softmax temperature; 0 is greedy: the largest biased logit, and no token is dropped.
     pub temperature: f32,
+    /// Only the k most probable tokens, ties with the last of them included; 0 is off.
+    pub top_k: u32,
+    /// Only the fewest most probable tokens that hold this share of what top-k left; 1 is off.
+    pub top_p: f32,
+    /// Only tokens at least this share as probable as the most probable one; 0 is off.
+    pub min_p: f32,
+}
+
+impl Sampling {
+    /// Plain sampling at a temperature: no bias, no token dropped.
+    #[must_use]
+    pub fn new(seed: u64, temperature: f32) -> Self {
+        Self { seed, logit_bias: Vec::new(), temperature, top_k: 0, top_p: 1.0, min_p: 0.0 }
+    }
 }
 
 /// One sampled token.
@@ -21,10 +44,14 @@ pub struct Sampled {
     pub slot: usize,
     /// Token id.
     pub token: u32,
-    /// Natural log of the token's probability under the distribution it was sampled from.
+    /// Natural log of the token's probability under the distribution it was sampled from. A greedy
+    /// token has that of the biased softmax at temperature 1.
     pub logprob: f32,
-    /// Probability of each control token under the policy (softmax at temperature 1), in the order
-    /// of `ControlTokens::all`.
+    /// Natural log of its probability under the policy: softmax at temperature 1 of the raw logits.
+    pub policy_logprob: f32,
+    /// Entropy of the policy at this position, in nats.
+    pub entropy: f32,
+    /// Probability of each control token under the policy, in the order of `ControlTokens::all`.
     pub control_probs: [f32; 8],
 }
 
@@ -32,6 +59,18 @@ pub struct Sampled {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct DecodeError(pub String);
+
+/// What a decoder did since it was built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DecoderWork {
+    /// Forced tokens (prompts, tool results) and evicted ones that were run through the network.
+    pub prefill_computed: u64,
+    /// Tokens whose keys and values were there already, computed for another sequence.
+    pub prefill_saved: u64,
+    /// Sequences that lost their place in the cache to another one. Their tokens are run through
+    /// the network again when they are next asked for.
+    pub evictions: u64,
+}
 
 /// A batched sampler. Slots are numbered from 0 to below the number it was built with.
 pub trait Decoder: Send {
@@ -41,19 +80,23 @@ pub trait Decoder: Send {
     fn feed(&mut self, slot: usize, tokens: &[u32]);
     /// Ends the sequence of this slot.
     fn close(&mut self, slot: usize);
-    /// Prefills everything fed, then samples one token for each slot in `want` (ascending) and
-    /// appends it to its sequence.
+    /// Samples one token for each slot in `want` (ascending) that there is memory for, and appends
+    /// it to its sequence. The answer is ascending and holds at least one slot if `want` does. A slot
+    /// left out is to be asked for again: memory goes to the sequences opened first, and one that
+    /// has some keeps it for as long as every step wants it.
     ///
     /// # Errors
     /// The backend failed; every open sequence is then lost.
     fn step(&mut self, want: &[usize]) -> Result<Vec<Sampled>, DecodeError>;
-    /// Replaces the weights. Running sequences go on, and their KV cache, computed under the older
-    /// weights, stays as it is: the usual approximation of in-flight updates. Recomputing it would
-    /// stall every episode at every published version.
+    /// Replaces the weights; running sequences go on.
     ///
     /// # Errors
     /// The weights do not fit; the decoder keeps those it had.
     fn swap(&mut self, staged: &StagedPolicy) -> Result<(), DecodeError>;
+    /// What it did so far; all zero where the backend does not tell.
+    fn work(&self) -> DecoderWork {
+        DecoderWork::default()
+    }
 }
 
 /// Makes decoders of staged weights. It keeps the engine free of any backend.

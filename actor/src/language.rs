@@ -17,7 +17,7 @@ pub struct Language {
 /// Why the files that came with a policy cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LanguageError {
-    /// The tokenizer cannot be read or lacks a control token.
+    /// The tokenizer cannot be read or lacks a control token, or config.json names no known format.
     #[error("tokenizer.json of the published policy: {0}")]
     Tokenizer(String),
     /// config.json is no JSON or has no vocabulary size.
@@ -42,14 +42,15 @@ impl Language {
     /// # Errors
     /// A file that cannot be read, or two files that do not belong together.
     pub fn of(staged: &StagedPolicy) -> Result<Self, LanguageError> {
-        let tokenizer = Tokenizer::from_bytes(&staged.tokenizer_json)
+        let tokenizer = Tokenizer::of_checkpoint(&staged.tokenizer_json, &staged.config_json)
             .map_err(|error| LanguageError::Tokenizer(error.to_string()))?;
         let config: serde_json::Value =
             serde_json::from_slice(&staged.config_json).map_err(|_| LanguageError::Config)?;
         let rows = config.get("vocab_size").and_then(serde_json::Value::as_u64);
         let rows = rows.ok_or(LanguageError::Config)?;
         let tokens = tokenizer.vocab_size() as u64;
-        if rows != tokens {
+        // More rows than tokens are padding.
+        if rows < tokens {
             return Err(LanguageError::Vocabulary { config: rows, tokenizer: tokens });
         }
         Ok(Self::new(tokenizer))

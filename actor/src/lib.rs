@@ -6,6 +6,7 @@
 //! - `decoder`: what the engine needs of a language model
 //! - `weights`: follows the learner's published policies
 //! - `session`: the stream to the coordinator
+//! - `serve`: the same decoder behind an OpenAI-compatible HTTP server, for other programs
 //!
 //! Owns: rollouts. Does not know: schedules, groups, training, where trajectories end up.
 //! Invariants: every assignment ends in exactly one report or with the session it came over; a
@@ -20,11 +21,19 @@ pub mod engine;
 pub mod episode;
 pub mod health;
 pub mod language;
+pub mod serve;
 pub mod session;
+pub mod token_lists;
 pub mod weights;
 
 #[cfg(feature = "torch")]
 pub mod bench;
+#[cfg(feature = "torch")]
+pub mod generate;
+#[cfg(feature = "torch")]
+pub mod model;
+#[cfg(feature = "torch")]
+pub mod score;
 #[cfg(feature = "torch")]
 pub mod torch_decoder;
 

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "torch")]
+use std::io::{BufWriter, stdout};
 use std::{
     path::PathBuf,
     process::ExitCode,
@@ -55,6 +57,12 @@ struct Args {
 enum Command {
     /// Measure how fast this machine samples, and print `{"tokens_per_s": [...]}`.
     Bench(BenchArgs),
+    #[cfg(feature = "torch")]
+    Score(ballast_actor::score::ScoreArgs),
+    #[cfg(feature = "torch")]
+    Generate(ballast_actor::generate::GenerateArgs),
+    #[cfg(feature = "torch")]
+    Serve(ballast_actor::serve::ServeArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -65,6 +73,9 @@ struct BenchArgs {
     /// Sequences sampled at once.
     #[arg(long, default_value_t = 64)]
     batch: usize,
+    /// Sequences that share a prompt, as the siblings of a group do.
+    #[arg(long, default_value_t = 1)]
+    group: usize,
     /// Tokens of each prompt.
     #[arg(long, default_value_t = 96)]
     prompt: usize,
@@ -89,9 +100,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    if let Some(Command::Bench(bench)) = &args.command {
-        println!("{}", serde_json::json!({ "tokens_per_s": tokens_per_second(bench)? }));
-        return Ok(());
+    if let Some(command) = &args.command {
+        return tool(command);
     }
     let config = args.config.load().map_err(exit::unusable)?;
     if args.config.dry_run {
@@ -104,6 +114,24 @@ fn run(args: Args) -> Result<()> {
         .build()
         .context("the async runtime does not start")?;
     runtime.block_on(serve(args, config))
+}
+
+/// What this program does beside running episodes.
+fn tool(command: &Command) -> Result<()> {
+    match command {
+        Command::Bench(bench) => {
+            println!("{}", serde_json::json!({ "tokens_per_s": tokens_per_second(bench)? }));
+            Ok(())
+        }
+        #[cfg(feature = "torch")]
+        Command::Score(args) => ballast_actor::score::run(args, &mut BufWriter::new(stdout())),
+        #[cfg(feature = "torch")]
+        Command::Generate(args) => {
+            ballast_actor::generate::run(args, &mut BufWriter::new(stdout()))
+        }
+        #[cfg(feature = "torch")]
+        Command::Serve(args) => ballast_actor::serve::run(args),
+    }
 }
 
 async fn serve(args: Args, config: Config) -> Result<()> {
@@ -161,16 +189,18 @@ async fn serve(args: Args, config: Config) -> Result<()> {
 
 #[cfg(feature = "torch")]
 fn decoder_factory(config: &Config) -> Result<Box<dyn DecoderFactory>> {
-    Ok(Box::new(ballast_actor::torch_decoder::TorchDecoderFactory::new(
-        &config.actor.device,
-        config.actor.threads,
-    )?))
+    use ballast_actor::torch_decoder::{CacheConfig, TorchDecoderFactory};
+    let actor = &config.actor;
+    let cache = CacheConfig::from_mib(actor.kv_cache_mib, actor.recompute_on_swap);
+    let factory = TorchDecoderFactory::new(&actor.device, actor.threads)?;
+    Ok(Box::new(factory.with_cache(cache).with_dtype(&actor.dtype)?))
 }
 
 #[cfg(feature = "torch")]
 fn tokens_per_second(args: &BenchArgs) -> Result<Vec<f64>> {
     use ballast_actor::bench;
-    let shape = bench::Shape { batch: args.batch, prompt: args.prompt, new: args.new };
+    let shape =
+        bench::Shape { batch: args.batch, group: args.group, prompt: args.prompt, new: args.new };
     bench::tokens_per_second(&args.checkpoint, shape, args.repeat, args.threads)
 }
 

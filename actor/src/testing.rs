@@ -13,13 +13,13 @@ use std::{
 use ballast_chat::{Tokenizer, python_json, render_call, train_tokenizer};
 use ballast_proto::{
     EpisodeId, GroupId, ManifestHash, PolicyVersion,
-    v1::{Mode, Trajectory},
+    v1::{Mode, TensorEntry, Trajectory},
 };
 use serde_json::json;
 
 use crate::{
     assignment::{Assignment, Limits},
-    decoder::{DecodeError, Decoder, DecoderFactory, Sampled, Sampling},
+    decoder::{DecodeError, Decoder, DecoderFactory, DecoderWork, Sampled, Sampling, rows::Rows},
     engine::{Engine, Outcome, Report},
     language::Language,
     weights::StagedPolicy,
@@ -67,6 +67,46 @@ pub(crate) fn staged(version: u64) -> StagedPolicy {
     }
 }
 
+/// A small random network over the tokenizer, large enough in its weights that attention matters.
+#[cfg(feature = "torch")]
+pub(crate) fn network(seed: u64) -> ballast_policy::Policy {
+    let config = ballast_policy::ModelConfig::from_json(&network_json()).expect("a configuration");
+    let policy = ballast_policy::Policy::random(config, seed as i64, ballast_policy::Device::Cpu);
+    for (_, mut tensor) in policy.named_tensors() {
+        let _scaled = tensor.g_mul_scalar_(4.0);
+    }
+    policy
+}
+
+/// The same as the learner would publish it.
+#[cfg(feature = "torch")]
+pub(crate) fn staged_network(version: u64, seed: u64) -> StagedPolicy {
+    let tensors = network(seed).named_tensors().into_iter().map(|(name, tensor)| {
+        let bytes = ballast_policy::tensor_bytes(&tensor);
+        let shape = tensor.size().into_iter().map(i64::unsigned_abs).collect();
+        let entry = TensorEntry { name, dtype: "F32".into(), shape, hash: Vec::new() };
+        (entry, bytes.into())
+    });
+    StagedPolicy {
+        tensors: tensors.collect(),
+        config_json: network_json().into(),
+        ..staged(version)
+    }
+}
+
+#[cfg(feature = "torch")]
+fn network_json() -> Vec<u8> {
+    json!({
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3",
+        "vocab_size": tokenizer().vocab_size(), "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "max_position_embeddings": 2048, "tie_word_embeddings": true, "hidden_act": "silu",
+    })
+    .to_string()
+    .into_bytes()
+}
+
 /// Episode `id` on task `id` of the training split.
 pub(crate) fn assignment(id: u64, mode: Mode) -> Assignment {
     Assignment {
@@ -75,7 +115,7 @@ pub(crate) fn assignment(id: u64, mode: Mode) -> Assignment {
         task: ballast_arena::task("market", "train", id, 2 + (id % 4) as u32),
         mode,
         min_policy_version: None,
-        sampling: Sampling { seed: id, temperature: 1.0 },
+        sampling: Sampling::new(id, 1.0),
         limits: LIMITS,
     }
 }
@@ -144,9 +184,16 @@ pub(crate) struct TableFactory {
     pub(crate) failing_from: usize,
 }
 
+/// Builds [`TableDecoder`]s with memory for `memory` sequences only.
+pub(crate) struct TightFactory {
+    pub(crate) script: Script,
+    pub(crate) memory: usize,
+}
+
 pub(crate) struct TableDecoder {
     script: Script,
     sequences: Vec<Option<Sequence>>,
+    rows: Rows,
     steps: usize,
     failing_from: usize,
 }
@@ -164,9 +211,26 @@ impl DecoderFactory for TableFactory {
         slots: usize,
         _trajectory_tokens_max: usize,
     ) -> Result<Box<dyn Decoder>, DecodeError> {
-        let sequences = std::iter::repeat_with(|| None).take(slots).collect();
+        Ok(Box::new(TableDecoder::new(Arc::clone(&self.script), slots, slots, self.failing_from)))
+    }
+}
+
+impl DecoderFactory for TightFactory {
+    fn build(
+        &mut self,
+        _staged: &StagedPolicy,
+        slots: usize,
+        _trajectory_tokens_max: usize,
+    ) -> Result<Box<dyn Decoder>, DecodeError> {
         let script = Arc::clone(&self.script);
-        Ok(Box::new(TableDecoder { script, sequences, steps: 0, failing_from: self.failing_from }))
+        Ok(Box::new(TableDecoder::new(script, slots, self.memory, usize::MAX)))
+    }
+}
+
+impl TableDecoder {
+    fn new(script: Script, slots: usize, memory: usize, failing_from: usize) -> Self {
+        let sequences = std::iter::repeat_with(|| None).take(slots).collect();
+        Self { script, sequences, rows: Rows::new(slots, memory), steps: 0, failing_from }
     }
 }
 
@@ -174,14 +238,17 @@ impl Decoder for TableDecoder {
     fn open(&mut self, slot: usize, sampling: Sampling) {
         assert!(self.sequences[slot].is_none(), "slot {slot} opened twice");
         self.sequences[slot] = Some(Sequence { seed: sampling.seed, fed: 0, sampled: 0 });
+        self.rows.open(slot);
     }
 
     fn feed(&mut self, slot: usize, tokens: &[u32]) {
         self.sequences[slot].as_mut().expect("an open slot").fed += tokens.len();
+        self.rows.feed(slot, tokens);
     }
 
     fn close(&mut self, slot: usize) {
         assert!(self.sequences[slot].take().is_some(), "slot {slot} closed twice");
+        self.rows.close(slot);
     }
 
     fn step(&mut self, want: &[usize]) -> Result<Vec<Sampled>, DecodeError> {
@@ -190,18 +257,34 @@ impl Decoder for TableDecoder {
         if self.steps > self.failing_from {
             return Err(DecodeError("the table is on fire".into()));
         }
+        let mut slots: Vec<usize> =
+            self.rows.plan(want)?.batch.iter().map(|entry| entry.slot).collect();
+        slots.sort_unstable();
         let sample = |slot: &usize| {
             let sequence = self.sequences[*slot].as_mut().expect("an open slot");
             assert!(sequence.fed > 0, "sampled before the prompt was fed");
             let token = (self.script)(sequence.seed, sequence.sampled);
             sequence.sampled += 1;
-            Sampled { slot: *slot, token, logprob: -0.5, control_probs: [0.01; 8] }
+            self.rows.sampled(*slot, token);
+            Sampled {
+                slot: *slot,
+                token,
+                logprob: -0.5,
+                policy_logprob: -0.5,
+                entropy: 1.0,
+                control_probs: [0.01; 8],
+            }
         };
-        Ok(want.iter().map(sample).collect())
+        Ok(slots.iter().map(sample).collect())
     }
 
     fn swap(&mut self, _staged: &StagedPolicy) -> Result<(), DecodeError> {
+        self.rows.swapped(true);
         Ok(())
+    }
+
+    fn work(&self) -> DecoderWork {
+        self.rows.work()
     }
 }
 
@@ -210,7 +293,10 @@ pub(crate) fn engine(script: Script, slots: usize) -> (Engine, Arc<AtomicU64>) {
     engine_of(TableFactory { script, failing_from: usize::MAX }, slots)
 }
 
-pub(crate) fn engine_of(factory: TableFactory, slots: usize) -> (Engine, Arc<AtomicU64>) {
+pub(crate) fn engine_of(
+    factory: impl DecoderFactory + 'static,
+    slots: usize,
+) -> (Engine, Arc<AtomicU64>) {
     let hand = Arc::new(AtomicU64::new(0));
     let clock = Arc::clone(&hand);
     let engine = Engine::new(

@@ -1,23 +1,62 @@
-//! The decoder on libtorch: one network in this process, one KV cache slot per sequence.
+//! The decoder on libtorch: one network in this process, its KV cache, and a sampler for each
+//! sequence.
+//!
+//! What is promised of a seed: a sequence's random stream is its own, so its tokens do not depend on
+//! what else is in the batch, but for numeric ties: libtorch sums in another order for another batch,
+//! so log-probabilities differ in the last bits (1e-4 at most in fp32), and a draw that falls into
+//! that gap goes the other way.
 
 use std::collections::BTreeMap;
 
 use ballast_chat::Tokenizer;
 use ballast_policy::{
-    Device, Draw, KvCache, ModelConfig, Policy, Sampler, Tensor, open_device, set_threads,
-    tensor_from_bytes,
+    Device, Distribution, Draw, Dtype, KvCache, ModelConfig, Policy, Sampler, Tensor, open_device,
+    set_threads, tensor_from_bytes,
 };
 
 use crate::{
-    decoder::{DecodeError, Decoder, DecoderFactory, Sampled, Sampling},
+    decoder::{
+        DecodeError, Decoder, DecoderFactory, DecoderWork, Sampled, Sampling,
+        rows::{Entry, Fill, Plan, Rows},
+    },
     weights::StagedPolicy,
 };
+
+/// Tokens of one forward pass of a prefill, padding aside: bounds the memory of its activations.
+const PREFILL_TOKENS_MAX: usize = 4096;
+/// Tokens of one sequence in such a pass: bounds the attention scores, which grow with their number
+/// times the length of the sequence.
+const PREFILL_ROW_TOKENS_MAX: usize = 512;
+
+/// How the KV cache is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// Most memory it takes; `None`: room for every slot.
+    pub bytes_max: Option<u64>,
+    /// What happens to the keys and values of running sequences when the weights are swapped.
+    /// False: they stay as the older weights computed them, the usual approximation of in-flight
+    /// updates; a token's log-probability is then exact for the distribution it was drawn from,
+    /// which is that of the new weights over the older keys. True: they are computed again before
+    /// the next token, and every token's log-probability is that of its version alone.
+    pub recompute_on_swap: bool,
+}
+
+impl CacheConfig {
+    /// As `actor.kv_cache_mib` (0: room for every slot) and `actor.recompute_on_swap` say.
+    #[must_use]
+    pub fn from_mib(mib: u32, recompute_on_swap: bool) -> Self {
+        Self { bytes_max: (mib > 0).then_some(u64::from(mib) << 20), recompute_on_swap }
+    }
+}
 
 /// Builds [`TorchDecoder`]s on one device.
 #[derive(Clone, Copy, Debug)]
 pub struct TorchDecoderFactory {
     device: Device,
     threads: u32,
+    /// `None`: whichever is faster, found out when the decoder is built.
+    dtype: Option<Dtype>,
+    cache: CacheConfig,
 }
 
 impl TorchDecoderFactory {
@@ -27,7 +66,23 @@ impl TorchDecoderFactory {
     /// The device is unknown or absent.
     pub fn new(device: &str, threads: u32) -> Result<Self, ballast_policy::DeviceError> {
         let device = open_device(device)?;
-        Ok(Self { device, threads })
+        Ok(Self { device, threads, dtype: Some(Dtype::F32), cache: CacheConfig::default() })
+    }
+
+    /// The same with a network that computes in "fp32" or "bf16", or in whichever is clearly faster
+    /// ("auto").
+    ///
+    /// # Errors
+    /// The dtype is unknown.
+    pub fn with_dtype(self, dtype: &str) -> Result<Self, ballast_policy::DeviceError> {
+        let dtype = if dtype == "auto" { None } else { Some(dtype.parse()?) };
+        Ok(Self { dtype, ..self })
+    }
+
+    /// The same with another use of the KV cache.
+    #[must_use]
+    pub fn with_cache(self, cache: CacheConfig) -> Self {
+        Self { cache, ..self }
     }
 }
 
@@ -44,18 +99,14 @@ impl DecoderFactory for TorchDecoderFactory {
             DecodeError(format!("config.json of the published policy: {error}"))
         })?;
         let tokenizer = Tokenizer::from_bytes(&staged.tokenizer_json).map_err(refused)?;
-        let policy = Policy::new(config, &tensors(staged)?, self.device).map_err(refused)?;
+        let dtype = self.dtype.unwrap_or_else(|| Dtype::fastest(self.device));
+        let policy =
+            Policy::with_dtype(config, &tensors(staged)?, self.device, dtype).map_err(refused)?;
         let control = tokenizer.control().all();
-        Ok(Box::new(TorchDecoder::new(policy, control, slots, trajectory_tokens_max)))
+        let decoder =
+            TorchDecoder::bounded(policy, control, slots, trajectory_tokens_max, self.cache)?;
+        Ok(Box::new(decoder))
     }
-}
-
-/// One sequence in its slot.
-#[derive(Debug)]
-struct Sequence {
-    sampler: Sampler,
-    /// Tokens that are not in the KV cache yet: fed ones and the newest sample.
-    pending: Vec<u32>,
 }
 
 /// A network, its KV cache and the sequences in it.
@@ -63,72 +114,171 @@ struct Sequence {
 pub struct TorchDecoder {
     policy: Policy,
     cache: KvCache,
-    sequences: Vec<Option<Sequence>>,
+    rows: Rows,
+    /// By slot; `None` where no sequence is open.
+    samplers: Vec<Option<Sampler>>,
     /// Control tokens, in the order of `ControlTokens::all`.
     control: [i64; 8],
+    recompute_on_swap: bool,
 }
 
 impl TorchDecoder {
-    /// Empty slots for `slots` sequences of at most `trajectory_tokens_max` tokens.
+    /// Empty slots for `slots` sequences of at most `tokens_max` tokens, with cache rows for all.
     #[must_use]
-    pub fn new(
+    pub fn new(policy: Policy, control: [u32; 8], slots: usize, tokens_max: usize) -> Self {
+        Self::with_rows(policy, control, slots, tokens_max, slots)
+    }
+
+    /// The same within bounded memory: as many rows as it holds, and at most one for each slot.
+    ///
+    /// # Errors
+    /// Not even one row fits.
+    pub fn bounded(
         policy: Policy,
         control: [u32; 8],
         slots: usize,
-        trajectory_tokens_max: usize,
+        tokens_max: usize,
+        cache: CacheConfig,
+    ) -> Result<Self, DecodeError> {
+        let row_bytes = KvCache::slot_bytes(policy.config(), tokens_max, policy.dtype());
+        let rows = cache.bytes_max.map_or(slots as u64, |bytes| bytes / row_bytes.max(1));
+        if rows == 0 && slots > 0 {
+            return Err(DecodeError(format!(
+                "the KV cache of one sequence of {tokens_max} tokens takes {row_bytes} bytes, more \
+                 than it may; raise actor.kv_cache_mib or lower episode.trajectory_tokens_max"
+            )));
+        }
+        let rows = usize::try_from(rows).unwrap_or(usize::MAX).min(slots);
+        let decoder = Self::with_rows(policy, control, slots, tokens_max, rows);
+        Ok(Self { recompute_on_swap: cache.recompute_on_swap, ..decoder })
+    }
+
+    fn with_rows(
+        policy: Policy,
+        control: [u32; 8],
+        slots: usize,
+        tokens_max: usize,
+        rows: usize,
     ) -> Self {
-        let cache = KvCache::new(policy.config(), slots, trajectory_tokens_max, policy.device());
-        let sequences = std::iter::repeat_with(|| None).take(slots).collect();
-        Self { policy, cache, sequences, control: control.map(i64::from) }
+        Self {
+            cache: policy.cache(rows, tokens_max),
+            policy,
+            rows: Rows::new(slots, rows),
+            samplers: std::iter::repeat_with(|| None).take(slots).collect(),
+            control: control.map(i64::from),
+            recompute_on_swap: false,
+        }
+    }
+
+    fn run(&mut self, plan: &Plan) -> Result<Vec<Sampled>, DecodeError> {
+        for wave in &plan.waves {
+            self.fill(wave)?;
+        }
+        if plan.batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let appended: Vec<(usize, &[u32])> = plan
+            .batch
+            .iter()
+            .map(|entry| (entry.row, std::slice::from_ref(&entry.token)))
+            .collect();
+        let logits = self.policy.extend(&mut self.cache, &appended).map_err(refused)?;
+        let mut by_slot: Vec<Option<&mut Sampler>> =
+            self.samplers.iter_mut().map(Option::as_mut).collect();
+        let mut samplers: Vec<&mut Sampler> =
+            plan.batch.iter().filter_map(|entry| by_slot[entry.slot].take()).collect();
+        let draws = Sampler::draw(&mut samplers, &logits, &self.control);
+        if draws.len() != plan.batch.len() {
+            return Err(DecodeError(format!(
+                "{} sequences gave {} samples",
+                plan.batch.len(),
+                draws.len()
+            )));
+        }
+        let mut sampled: Vec<Sampled> =
+            plan.batch.iter().zip(draws).map(|(entry, draw)| answer(*entry, &draw)).collect();
+        sampled.sort_unstable_by_key(|sampled| sampled.slot);
+        Ok(sampled)
+    }
+
+    /// Copies what a wave borrows, then runs the rest of it.
+    fn fill(&mut self, wave: &[Fill]) -> Result<(), DecodeError> {
+        for fill in wave {
+            self.cache.truncate(fill.row, fill.kept);
+            if let Some(loan) = fill.copied {
+                self.cache.copy_prefix(loan.from, fill.row, loan.until).map_err(refused)?;
+            }
+        }
+        let mut rest: Vec<(usize, &[u32])> =
+            wave.iter().map(|fill| (fill.row, fill.computed.as_slice())).collect();
+        loop {
+            rest.retain(|(_, tokens)| !tokens.is_empty());
+            if rest.is_empty() {
+                return Ok(());
+            }
+            let mut room = PREFILL_TOKENS_MAX;
+            let mut pass = Vec::with_capacity(rest.len());
+            for (row, tokens) in &mut rest {
+                let piece = tokens.len().min(PREFILL_ROW_TOKENS_MAX).min(room);
+                if piece == 0 {
+                    break;
+                }
+                let (now, later) = tokens.split_at(piece);
+                pass.push((*row, now));
+                *tokens = later;
+                room -= piece;
+            }
+            let _logits = self.policy.extend(&mut self.cache, &pass).map_err(refused)?;
+        }
     }
 }
 
 impl Decoder for TorchDecoder {
     fn open(&mut self, slot: usize, sampling: Sampling) {
-        self.cache.clear(slot);
-        let sampler = Sampler::new(sampling.seed, sampling.temperature);
-        self.sequences[slot] = Some(Sequence { sampler, pending: Vec::new() });
+        self.rows.open(slot);
+        let Sampling { seed, logit_bias, temperature, top_k, top_p, min_p } = sampling;
+        let distribution = Distribution { logit_bias, temperature, top_k, top_p, min_p };
+        self.samplers[slot] = Some(Sampler::over(seed, distribution));
     }
 
     fn feed(&mut self, slot: usize, tokens: &[u32]) {
-        if let Some(sequence) = &mut self.sequences[slot] {
-            sequence.pending.extend_from_slice(tokens);
-        }
+        self.rows.feed(slot, tokens);
     }
 
     fn close(&mut self, slot: usize) {
-        self.sequences[slot] = None;
+        self.rows.close(slot);
+        self.samplers[slot] = None;
     }
 
     fn step(&mut self, want: &[usize]) -> Result<Vec<Sampled>, DecodeError> {
-        let mut rows: Vec<(usize, &mut Sequence)> = self
-            .sequences
-            .iter_mut()
-            .enumerate()
-            .filter_map(|(slot, sequence)| Some((slot, sequence.as_mut()?)))
-            .filter(|(slot, _)| want.binary_search(slot).is_ok())
-            .collect();
-        if rows.len() != want.len() || rows.iter().any(|(_, row)| row.pending.is_empty()) {
-            return Err(DecodeError("a slot without a fed sequence was asked for a token".into()));
+        let plan = self.rows.plan(want)?;
+        let sampled = self.run(&plan).inspect_err(|_| self.rows.swapped(true))?;
+        for Sampled { slot, token, .. } in &sampled {
+            self.rows.sampled(*slot, *token);
         }
-        let appended: Vec<(usize, &[u32])> =
-            rows.iter().map(|(slot, row)| (*slot, row.pending.as_slice())).collect();
-        let logits = self.policy.extend(&mut self.cache, &appended).map_err(refused)?;
-        let mut samplers: Vec<&mut Sampler> =
-            rows.iter_mut().map(|(_, row)| &mut row.sampler).collect();
-        let draws = Sampler::draw(&mut samplers, &logits, &self.control);
-        let sampled = rows.into_iter().zip(draws).map(|((slot, row), draw)| {
-            let Draw { token, logprob, watched } = draw;
-            row.pending.clear();
-            row.pending.push(token);
-            let control_probs = std::array::from_fn(|index| watched[index]);
-            Sampled { slot, token, logprob, control_probs }
-        });
-        Ok(sampled.collect())
+        Ok(sampled)
     }
 
     fn swap(&mut self, staged: &StagedPolicy) -> Result<(), DecodeError> {
-        self.policy.load(&tensors(staged)?).map_err(refused)
+        self.policy.load(&tensors(staged)?).map_err(refused)?;
+        self.rows.swapped(self.recompute_on_swap);
+        Ok(())
+    }
+
+    fn work(&self) -> DecoderWork {
+        self.rows.work()
+    }
+}
+
+/// [`Sampled`] from a draw.
+fn answer(entry: Entry, draw: &Draw) -> Sampled {
+    Sampled {
+        slot: entry.slot,
+        token: draw.token,
+        logprob: draw.logprob,
+        policy_logprob: draw.policy_logprob,
+        entropy: draw.entropy,
+        control_probs: std::array::from_fn(|index| draw.watched[index]),
     }
 }
 
@@ -148,3 +298,6 @@ fn tensors(staged: &StagedPolicy) -> Result<BTreeMap<String, Tensor>, DecodeErro
 fn refused(error: impl std::fmt::Display) -> DecodeError {
     DecodeError(error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

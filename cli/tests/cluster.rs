@@ -157,6 +157,8 @@ fn a_killed_actor_and_a_killed_learner_lose_nothing() {
         "tasks.demonstrations=32",
         "rl.groups_per_batch=4",
         "rl.staleness_max=2",
+        // Few slots: the actor always has episodes in flight, whenever it is killed.
+        "actor.slots=4",
     ]);
     cluster.await_step(9);
     cluster.kill("ballast-actor");

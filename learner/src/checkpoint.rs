@@ -10,23 +10,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ballast_policy::{
-    CONFIG_FILE, CheckpointError, Policy, TOKENIZER_FILE, WEIGHTS_FILE, read_weights, write_weights,
-};
+use ballast_policy::{CheckpointError, Policy, TOKENIZER_FILE, read_weights, write_weights};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::optimizer::{Loss, Moments, MomentsByLoss};
 
 const STATE_FILE: &str = "trainer_state.json";
-const MOMENTS_FILE: &str = "trainer_state.safetensors";
+const TENSORS_FILE: &str = "trainer_state.safetensors";
+/// All parameters in fp32; there where the network's own files hold them rounded.
+const EXACT: &str = "parameters.exact";
 
 /// Files that make the directory usable elsewhere; kept when the initial checkpoint has them.
-const COMPANION_FILES: [&str; 4] = [
+const COMPANION_FILES: [&str; 7] = [
     "tokenizer_config.json",
     "generation_config.json",
     "chat_template.jinja",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
 ];
 
 /// What is wrong with a checkpoint or the disk under it.
@@ -151,11 +154,13 @@ impl Checkpoint {
         Ok(Self { step, directory })
     }
 
-    /// The optimizer's moments, for a network of `parameters` numbers.
+    /// Takes the trainer's state up again: gives the policy, which was opened from this checkpoint,
+    /// its parameters as they were before they were rounded for the disk, and returns the optimizer's
+    /// moments.
     ///
     /// # Errors
-    /// A missing or damaged file, or moments of another network.
-    pub fn moments(&self, policy: &Policy) -> Result<MomentsByLoss, Error> {
+    /// A missing or damaged file, or the state of another network.
+    pub fn resume(&self, policy: &Policy) -> Result<MomentsByLoss, Error> {
         let state_error = |reason: String| Error::State { path: self.directory.clone(), reason };
         let state_file = self.directory.join(STATE_FILE);
         let bytes = fs::read(&state_file)
@@ -166,7 +171,7 @@ impl Checkpoint {
             return Err(state_error(format!("its state says step {}", state.step)));
         }
         let mut tensors: BTreeMap<String, Tensor> =
-            read_weights(&self.directory.join(MOMENTS_FILE))?;
+            read_weights(&self.directory.join(TENSORS_FILE))?;
         let mut take = |name: &str| {
             let tensor =
                 tensors.remove(name).ok_or_else(|| state_error(format!("{name} is missing")))?;
@@ -176,6 +181,10 @@ impl Checkpoint {
                 Err(state_error(format!("{name} belongs to another network")))
             }
         };
+        if policy.save_rounds() {
+            let exact = take(EXACT)?;
+            tch::no_grad(|| policy.flat().shallow_clone().copy_(&exact));
+        }
         let mut moments = MomentsByLoss::new();
         for loss in Loss::ALL {
             if let Some(&steps) = state.optimizer_steps.get(loss.name()) {
@@ -198,16 +207,17 @@ fn write_all(
     companions: &Companions,
 ) -> Result<(), Error> {
     fs::create_dir_all(directory).map_err(io(directory))?;
-    let config = directory.join(CONFIG_FILE);
-    fs::write(&config, policy.config().to_json()).map_err(io(&config))?;
-    write_weights(&directory.join(WEIGHTS_FILE), &policy.named_tensors())?;
+    policy.save(directory)?;
     companions.write(directory)?;
     let mut tensors = Vec::new();
     for (loss, moments) in moments {
         let values = [&moments.first, &moments.second].map(Tensor::shallow_clone);
         tensors.extend(std::iter::zip(moment_names(*loss), values));
     }
-    write_weights(&directory.join(MOMENTS_FILE), &tensors)?;
+    if policy.save_rounds() {
+        tensors.push((EXACT.to_owned(), policy.flat().shallow_clone()));
+    }
+    write_weights(&directory.join(TENSORS_FILE), &tensors)?;
     let steps = moments.iter().map(|(loss, moments)| (loss.name().to_owned(), moments.steps));
     let state = State { step, optimizer_steps: steps.collect() };
     let text = serde_json::to_vec_pretty(&state).expect("numbers always serialise");

@@ -8,9 +8,7 @@ use std::{
 };
 
 use ballast_chat::Tokenizer;
-use ballast_policy::{
-    Policy, TOKENIZER_FILE, WEIGHTS_FILE, open_device, read_config, read_weights, set_threads,
-};
+use ballast_policy::{Dtype, Policy, TOKENIZER_FILE, open_device, set_threads};
 use ballast_proto::{
     InvalidTrajectory, ManifestHash, PolicyVersion,
     v1::{StepKind, TrainBatch},
@@ -37,14 +35,6 @@ pub enum Error {
     /// The initial checkpoint's network files cannot be used.
     #[error(transparent)]
     Network(#[from] ballast_policy::CheckpointError),
-    /// The weights are not the network's.
-    #[error("{path}: {source}; weights and config.json must be of one checkpoint")]
-    Parameters {
-        /// The checkpoint directory.
-        path: PathBuf,
-        /// What does not fit.
-        source: ballast_policy::ParameterError,
-    },
     /// The tokenizer cannot be used.
     #[error("checkpoint {path}: {source}")]
     Tokenizer {
@@ -147,7 +137,7 @@ impl Worker {
         check_context(directory, &policy, config.episode.trajectory_tokens_max)?;
         let companions = Companions::read(directory)?;
         let moments = match &saved {
-            Some(saved) => saved.moments(&policy)?,
+            Some(saved) => saved.resume(&policy)?,
             None => MomentsByLoss::new(),
         };
         let step = saved.as_ref().map_or(0, |saved| saved.step);
@@ -284,26 +274,23 @@ impl Worker {
     }
 }
 
-/// Loads a network from a checkpoint directory.
+/// Loads a network from a checkpoint directory, to train it.
 ///
 /// # Errors
 /// Anything missing, damaged or inconsistent, by name.
 pub fn load_policy(directory: &Path, device: tch::Device) -> Result<Policy, Error> {
-    let config = read_config(directory)?;
-    let weights = read_weights(&directory.join(WEIGHTS_FILE))?;
-    Policy::new(config, &weights, device)
-        .map_err(|source| Error::Parameters { path: directory.to_owned(), source })
+    Ok(Policy::open(directory, device, Dtype::F32)?)
 }
 
 fn load_tokenizer(directory: &Path, policy: &Policy) -> Result<Tokenizer, Error> {
     let tokenizer = Tokenizer::from_file(&directory.join(TOKENIZER_FILE))
         .map_err(|source| Error::Tokenizer { path: directory.to_owned(), source })?;
-    let config = policy.config().vocab_size;
-    if i64::try_from(tokenizer.vocab_size()) != Ok(config) {
-        let tokenizer = tokenizer.vocab_size();
-        return Err(Error::Vocabulary { path: directory.to_owned(), config, tokenizer });
+    let (config, tokens) = (policy.config().vocab_size, tokenizer.vocab_size());
+    // The embedding may have more rows than there are tokens: many are padded to a round number.
+    if i64::try_from(tokens).is_ok_and(|tokens| tokens <= config) {
+        return Ok(tokenizer);
     }
-    Ok(tokenizer)
+    Err(Error::Vocabulary { path: directory.to_owned(), config, tokenizer: tokens })
 }
 
 fn check_context(directory: &Path, policy: &Policy, tokens: u32) -> Result<(), Error> {

@@ -12,6 +12,7 @@ use ballast_learner::{
     train::{LossKind, Trainer},
     worker::{self, Completed, Worker, load_policy},
 };
+use ballast_policy::{ModelConfig, Policy, WEIGHTS_FILE, read_weights, write_weights_bf16};
 use ballast_proto::v1::{
     Mode, Role, RolloutGroup, SampledVersion, Span, StepKind, StopReason, TaskRef, TrainBatch,
     Trajectory,
@@ -125,6 +126,47 @@ fn a_run_continued_from_a_checkpoint_is_bit_identical() {
     assert_eq!(resumed.last_step(), 2);
     let again = [rl(3), sft(4)].map(|batch| perform(&mut resumed, &batch).manifest_hash);
     assert_eq!(again, hashes);
+}
+
+#[test]
+fn a_checkpoint_keeps_the_dtype_it_started_from_and_resumes_what_was_rounded() {
+    let (runs, initial) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    copy_of_model(initial.path());
+    let weights = initial.path().join(WEIGHTS_FILE);
+    let tensors: Vec<_> = read_weights(&weights).unwrap().into_iter().collect();
+    write_weights_bf16(&weights, &tensors).unwrap();
+    let mut config = config(runs.path());
+    config.model.checkpoint = initial.path().to_owned();
+
+    let mut whole = Worker::open(&config).unwrap();
+    perform(&mut whole, &sft(1));
+    let saved = perform(&mut whole, &checkpoint(1)).checkpoint.unwrap();
+    let written = fs::read_to_string(saved.join("config.json")).unwrap();
+    assert!(written.contains("\"torch_dtype\": \"bfloat16\""), "{written}");
+    let kinds = read_weights(&saved.join(WEIGHTS_FILE)).unwrap().into_values();
+    assert!(kinds.map(|tensor| tensor.kind()).all(|kind| kind == tch::Kind::BFloat16));
+
+    let mut resumed = Worker::open(&config).unwrap();
+    assert_eq!(resumed.manifest_hash(), whole.manifest_hash());
+    let next = [&mut whole, &mut resumed].map(|worker| perform(worker, &rl(2)).manifest_hash);
+    assert_eq!(next[0], next[1]);
+}
+
+#[test]
+fn an_embedding_with_more_rows_than_tokens_is_accepted() {
+    let (runs, initial) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    copy_of_model(initial.path());
+    let path = initial.path().join("config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    json["vocab_size"] = 512.into();
+    let json = serde_json::to_vec(&json).unwrap();
+    fs::write(&path, &json).unwrap();
+    let padded = ModelConfig::from_json(&json).unwrap();
+    let padded = Policy::random(padded, 1, ballast_policy::Device::Cpu);
+    padded.save(initial.path()).unwrap();
+    let mut config = config(runs.path());
+    config.model.checkpoint = initial.path().to_owned();
+    assert!(Worker::open(&config).is_ok());
 }
 
 #[test]

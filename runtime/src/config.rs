@@ -220,6 +220,18 @@ pub struct Actor {
     pub device: String,
     /// Threads libtorch uses in each actor.
     pub threads: u32,
+    /// What the network computes in: "fp32"; "bf16", which is faster where the processor has it and
+    /// rounds; "auto", which times both at the start.
+    pub dtype: String,
+    /// Most memory of the KV cache, MiB; 0: room for every slot. With less than that, episodes wait
+    /// for room, those assigned first going first, and one that waits for a tool may lose its room:
+    /// its tokens are then run through the network again.
+    pub kv_cache_mib: u32,
+    /// Computes the keys and values of running episodes again when new weights are adopted. Then the
+    /// log-probability of every token is that of its policy version alone, to 1e-4. False: they stay
+    /// as the older weights computed them, and adopting costs nothing; a log-probability is then that
+    /// of the distribution the token was drawn from, which is no single version's.
+    pub recompute_on_swap: bool,
 }
 
 impl Default for Run {
@@ -324,6 +336,14 @@ impl Default for Learner {
 
 impl Default for Actor {
     fn default() -> Self {
-        Self { count: 1, slots: 64, device: "cpu".into(), threads: 1 }
+        Self {
+            count: 1,
+            slots: 64,
+            device: "cpu".into(),
+            threads: 1,
+            dtype: "fp32".into(),
+            kv_cache_mib: 0,
+            recompute_on_swap: true,
+        }
     }
 }

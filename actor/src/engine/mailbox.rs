@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use ballast_proto::Generation;
+use ballast_proto::{EpisodeId, Generation};
 
 use crate::{assignment::Assignment, weights::StagedPolicy};
 
@@ -28,6 +28,8 @@ pub(super) struct Inbox {
     pub(super) staged: Option<StagedPolicy>,
     /// Episodes to run.
     pub(super) assignments: Vec<(Generation, Assignment)>,
+    /// Episodes to give up.
+    pub(super) cancelled: Vec<EpisodeId>,
     /// Give back what has not started.
     pub(super) draining: bool,
     /// End the thread.
@@ -39,14 +41,15 @@ impl Inbox {
         !self.abandoned
             && self.staged.is_none()
             && self.assignments.is_empty()
+            && self.cancelled.is_empty()
             && !self.draining
             && !self.stopped
     }
 }
 
-/// More assignments than the actor has slots.
+/// More assignments, or more cancellations, than the actor has slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more assignments than slots")]
+#[error("more at once than there are slots")]
 pub struct MailboxFull;
 
 impl Mailbox {
@@ -74,6 +77,21 @@ impl Mailbox {
         Ok(())
     }
 
+    /// Gives up one episode, whatever it is doing; it is reported as returned. Nothing happens if it
+    /// is over by then.
+    ///
+    /// # Errors
+    /// The engine has as many to give up as it has slots.
+    pub fn cancel(&self, episode: EpisodeId) -> Result<(), MailboxFull> {
+        let mut inbox = self.lock();
+        if inbox.cancelled.len() >= self.assignments_max {
+            return Err(MailboxFull);
+        }
+        inbox.cancelled.push(episode);
+        self.filled.notify_one();
+        Ok(())
+    }
+
     /// A policy to adopt; it replaces one that the engine has not looked at.
     pub fn stage(&self, staged: StagedPolicy) {
         self.lock().staged = Some(staged);
@@ -84,6 +102,7 @@ impl Mailbox {
     pub fn abandon(&self) {
         let mut inbox = self.lock();
         inbox.assignments.clear();
+        inbox.cancelled.clear();
         inbox.draining = false;
         inbox.abandoned = true;
         self.filled.notify_one();

@@ -155,8 +155,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Switches to a staged policy. Running episodes go on under it; their KV cache stays as the
-    /// older weights computed it (see [`Decoder::swap`]).
+    /// Switches to a staged policy. Running episodes go on under it; whether their keys and values
+    /// stay as the older weights computed them is the decoder's setting.
     ///
     /// # Errors
     /// The policy cannot be used; the one in use stays.
@@ -183,6 +183,17 @@ impl Engine {
         self.count_episodes();
     }
 
+    /// Gives up one episode, started or not; the report says so. `None` if it is not here.
+    pub fn cancel(&mut self, episode: EpisodeId) -> Option<Report> {
+        let held = |slot: &Option<Slot>| {
+            slot.as_ref().is_some_and(|slot| slot.assignment.episode_id == episode)
+        };
+        let index = self.slots.iter().position(held)?;
+        let report = self.release(index).map(|slot| slot.returned("cancelled"));
+        self.count_episodes();
+        report
+    }
+
     /// Gives back every episode that has not started.
     pub fn return_waiting(&mut self, reason: &str) -> Vec<Report> {
         let waiting = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.run.is_none());
@@ -197,7 +208,7 @@ impl Engine {
     }
 
     /// Starts what can start, ends what is out of time, samples one token for every episode that
-    /// wants one, and runs what follows from it.
+    /// wants one, as far as the decoder has memory, and runs what follows from it.
     pub fn step(&mut self) -> Vec<Report> {
         let mut reports = Vec::new();
         for index in 0..self.slots.len() {
@@ -226,7 +237,7 @@ impl Engine {
         run.start_clock((self.clock)(), slot.assignment.limits.duration_max);
         slot.run = Some(run);
         if slot.assignment.mode != Mode::Demonstrate {
-            let sampling = slot.assignment.sampling;
+            let sampling = slot.assignment.sampling.clone();
             self.adopted.as_mut()?.decoder.open(index, sampling);
         }
         self.drive(index, event)
@@ -243,17 +254,13 @@ impl Engine {
         let Some(adopted) = self.adopted.as_mut().filter(|_| !want.is_empty()) else {
             return Vec::new();
         };
-        let answered = adopted.decoder.step(&want).and_then(|sampled| {
-            if sampled.iter().map(|sampled| sampled.slot).eq(want.iter().copied()) {
-                return Ok(sampled);
-            }
-            Err(DecodeError("the decoder answered for other slots than it was asked".into()))
-        });
+        let answered = adopted.decoder.step(&want).and_then(|sampled| check_answer(&want, sampled));
+        self.counters.set_decoder_work(adopted.decoder.work());
         let (policy_version, manifest_hash) = (adopted.policy_version, adopted.manifest_hash);
         match answered {
             Ok(sampled) => {
                 self.counters.add_sampled(sampled.len());
-                let drive = |Sampled { slot, token, logprob, control_probs }| {
+                let drive = |Sampled { slot, token, logprob, control_probs, .. }| {
                     let sample = TokenSample {
                         token,
                         logprob,
@@ -322,6 +329,18 @@ impl Engine {
     }
 }
 
+/// A decoder may leave slots out for want of memory, but not all of them, and it adds none.
+fn check_answer(want: &[usize], sampled: Vec<Sampled>) -> Result<Vec<Sampled>, DecodeError> {
+    let slots = || sampled.iter().map(|sampled| sampled.slot);
+    let sound = !sampled.is_empty()
+        && slots().is_sorted_by(|one, next| one < next)
+        && slots().all(|slot| want.binary_search(&slot).is_ok());
+    if sound {
+        return Ok(sampled);
+    }
+    Err(DecodeError("the decoder answered for other slots than it was asked".into()))
+}
+
 impl Slot {
     fn returned(&self, reason: &str) -> Report {
         let episode_id = self.assignment.episode_id;
@@ -357,3 +376,5 @@ impl Adopted {
 
 #[cfg(test)]
 mod tests;
+#[cfg(all(test, feature = "torch"))]
+mod torch_tests;

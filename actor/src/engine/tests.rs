@@ -3,9 +3,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use ballast_proto::v1::{CallStatus, StopReason};
 
 use super::*;
-use crate::testing::{
-    TableFactory, assignment, babbles, config_json, engine, engine_of, finish, plays,
-    plays_demonstrations, staged, tokenizer, trajectory,
+use crate::{
+    decoder::Sampling,
+    testing::{
+        TableFactory, TightFactory, assignment, babbles, config_json, engine, engine_of, finish,
+        plays, plays_demonstrations, staged, tokenizer, trajectory,
+    },
 };
 
 const SESSION: Generation = Generation(1);
@@ -200,6 +203,58 @@ fn slots_are_bounded_and_can_be_given_back() {
     assert!(!engine.is_runnable());
     // The table decoder panics if the abandoned sequence were still open.
     assert_eq!(run(&mut engine, Mode::Explore, 3..4).len(), 1);
+}
+
+#[test]
+fn siblings_share_the_prefill_of_their_opening() {
+    let (mut engine, _) = engine(plays(&["one two"]), 8);
+    engine.adopt(&staged(0)).expect("adopted");
+    for sibling in 0..8 {
+        let of_one_task = Assignment {
+            sampling: Sampling::new(sibling, 1.0),
+            ..Assignment { episode_id: EpisodeId(sibling), ..assignment(5, Mode::Explore) }
+        };
+        engine.assign(SESSION, of_one_task).expect("a free slot");
+    }
+    let trajectories = finish(&mut engine);
+    let opening = trajectories[0].loss_mask.iter().position(|mask| *mask == 1).expect("a sample");
+    let work = engine.counters.decoder_work();
+    // Once, and the last token of each sibling: what is sampled after it is its own.
+    assert_eq!(work.prefill_computed as usize, opening - 1 + 8);
+    assert_eq!(work.prefill_saved as usize, 7 * (opening - 1));
+}
+
+#[test]
+fn too_little_memory_delays_episodes_and_changes_nothing_else() {
+    let run = |memory: usize| {
+        let (mut engine, _) = engine_of(TightFactory { script: babbles(), memory }, 32);
+        engine.adopt(&staged(2)).expect("adopted");
+        (run(&mut engine, Mode::Explore, 0..32), engine.counters.decoder_work())
+    };
+    let (roomy, _) = run(32);
+    let (tight, work) = run(3);
+    assert_eq!(tight, roomy);
+    // Tools answer at once here, so that no episode ever waits with its room unused.
+    assert_eq!(work.evictions, 0);
+}
+
+#[test]
+fn one_episode_can_be_cancelled() {
+    let (mut engine, _) = engine(plays(&["one two three"]), 2);
+    engine.adopt(&staged(0)).expect("adopted");
+    engine.assign(SESSION, assignment(0, Mode::Explore)).expect("a free slot");
+    assert_eq!(engine.step(), []);
+    engine.assign(SESSION, assignment(1, Mode::Explore)).expect("a free slot");
+    for (episode, left) in [(0, 1), (1, 0)] {
+        let report = engine.cancel(EpisodeId(episode)).expect("it is here");
+        let outcome =
+            Outcome::Returned { episode_id: EpisodeId(episode), reason: "cancelled".into() };
+        assert_eq!(report, Report { generation: SESSION, outcome });
+        assert_eq!(engine.counters.episodes_running(), left);
+    }
+    assert_eq!(engine.cancel(EpisodeId(0)), None);
+    // The table decoder panics if a cancelled sequence were still open.
+    assert_eq!(run(&mut engine, Mode::Explore, 2..4).len(), 2);
 }
 
 #[test]

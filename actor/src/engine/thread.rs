@@ -89,6 +89,7 @@ fn obey(engine: &mut Engine, inbox: Inbox) -> Vec<Report> {
             reports.push(Report { generation, outcome });
         }
     }
+    reports.extend(inbox.cancelled.iter().filter_map(|episode| engine.cancel(*episode)));
     if inbox.draining {
         reports.extend(engine.return_waiting("the actor drains"));
     }

@@ -93,10 +93,10 @@ struct Outcome {
 }
 
 impl Message {
-    fn start() -> Self {
+    fn start(language: &Language) -> Self {
         Self {
             token_ids: Vec::new(),
-            grammar: MessageGrammar::start(),
+            grammar: MessageGrammar::start(language.tokenizer()),
             state: StructuralState::Unspecified,
             calls: Vec::new(),
         }
@@ -107,13 +107,14 @@ impl Episode {
     /// A fresh episode, assigned at `now`.
     #[must_use]
     pub fn new(now: Duration, assignment: Assignment, language: Language) -> Self {
+        let message = Message::start(&language);
         Self {
             assignment,
             language,
             state: State::Prompting,
             assigned_at: now,
             record: Record::default(),
-            message: Message::start(),
+            message,
             turns: 0,
             outcome: Outcome::default(),
             failure: None,
@@ -187,15 +188,14 @@ impl Episode {
         if !(sample.logprob.is_finite() && sample.logprob <= LOGPROB_MAX) {
             return self.fail(now, format!("the decoder gave log-probability {}", sample.logprob));
         }
-        let forbidden = self.message.grammar.forbidden();
+        let forbidden = self.message.grammar.forbidden(self.language.tokenizer());
         let masses = sample.control_probs.iter().zip(forbidden);
         let forbidden_mass = masses.filter(|(_, forbidden)| *forbidden).map(|(mass, _)| mass).sum();
         self.record.sampled(sample, forbidden_mass);
         self.message.token_ids.push(sample.token);
         self.message.grammar.advance(sample.token, self.language.tokenizer());
 
-        let control = self.language.tokenizer().control();
-        if sample.token == control.im_end || sample.token == control.endoftext {
+        if self.language.tokenizer().control().is_stop(sample.token) {
             self.on_message_complete()
         } else if self.message.token_ids.len() >= self.assignment.limits.message_tokens_max
             || !self.fits(0)
@@ -292,7 +292,7 @@ impl Episode {
 
     /// Begins to generate after `forced` tokens.
     fn next_message(&mut self, forced: Vec<u32>) -> Vec<Command> {
-        self.message = Message::start();
+        self.message = Message::start(&self.language);
         self.state = State::Generating;
         if self.assignment.mode == Mode::Demonstrate {
             vec![Command::AskExpert]

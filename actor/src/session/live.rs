@@ -233,6 +233,7 @@ impl<'a> Live<'a> {
             return;
         }
         let counters = &self.session.counters;
+        let work = counters.decoder_work();
         let (now, idle) = (Instant::now(), counters.idle());
         let interval = now.duration_since(self.last_beat.0).as_secs_f32();
         let idle_in_interval = idle.saturating_sub(self.last_beat.1).as_secs_f32();
@@ -242,6 +243,9 @@ impl<'a> Live<'a> {
             episodes_running: counters.episodes_running(),
             tokens_sampled: counters.tokens_sampled(),
             tokens_processed: counters.tokens_processed(),
+            prefill_tokens_computed: work.prefill_computed,
+            prefill_tokens_saved: work.prefill_saved,
+            kv_evictions: work.evictions,
             idle_share: if interval > 0.0 { (idle_in_interval / interval).min(1.0) } else { 0.0 },
             peak_rss_bytes: peak_rss_bytes(),
         }));

@@ -176,4 +176,6 @@ fn check_processes(config: &Config, faults: &mut Faults) {
     faults.range("actor.slots", actor.slots, 1..=SLOTS_MAX);
     faults.one_of("actor.device", &actor.device, &devices);
     faults.range("actor.threads", actor.threads, 1..=THREADS_MAX);
+    faults.one_of("actor.dtype", &actor.dtype, &["fp32", "bf16", "auto"]);
+    faults.range("actor.kv_cache_mib", actor.kv_cache_mib, 0..=COUNT_MAX);
 }
