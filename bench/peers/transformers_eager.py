@@ -1,7 +1,8 @@
-"""Tokens per second of Hugging Face transformers on eager PyTorch, CPU, fp32.
+"""Tokens per second of Hugging Face transformers on eager PyTorch, on a CPU.
 
 The peer of `ballast-actor bench` and `ballast-learner bench`: same checkpoint, shapes and threads.
-Prints {"tokens_per_s": [...]}, one value per repetition, after one repetition to warm up.
+Prints {"tokens_per_s": [...], "tokens_per_cpu_s": [...]}, one value per repetition, after one to warm
+up.
 """
 
 import argparse
@@ -16,10 +17,12 @@ def main():
     options = parse()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=options.dtype)
     work = rollout(model, options) if options.mode == "rollout" else train(model, options)
-    tokens_per_s = [measure(work) for _ in range(options.repeat + 1)][1:]
-    print(json.dumps({"tokens_per_s": tokens_per_s}))
+    runs = [measure(work) for _ in range(options.repeat + 1)][1:]
+    tokens_per_s = [tokens / wall for tokens, wall, _ in runs]
+    tokens_per_cpu_s = [tokens / cpu for tokens, _, cpu in runs]
+    print(json.dumps({"tokens_per_s": tokens_per_s, "tokens_per_cpu_s": tokens_per_cpu_s}))
 
 
 def parse():
@@ -30,6 +33,7 @@ def parse():
     parser.add_argument("--prompt", type=int, default=96, help="rollout: tokens given")
     parser.add_argument("--new", type=int, default=64, help="rollout: tokens sampled")
     parser.add_argument("--tokens", type=int, default=256, help="train: tokens per sequence")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
@@ -78,9 +82,9 @@ def random_ids(model, batch, tokens):
 
 
 def measure(work):
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     tokens = work()
-    return tokens / (time.perf_counter() - start)
+    return tokens, time.perf_counter() - wall, time.process_time() - cpu
 
 
 if __name__ == "__main__":

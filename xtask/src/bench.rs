@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: our numbers beside a peer's, measured in turns on this machine.
 //!
 //! A benchmark is a list of [`Pair`]s. Each side is a command that measures itself and prints
-//! `{"tokens_per_s": [...]}`; the sides take turns, so that a machine that slows down slows both.
+//! `{"tokens_per_s": [...]}`, and `tokens_per_cpu_s` if it can; the sides take turns, so that a machine
+//! that slows down slows both.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use crate::checkout::Checkout;
 use crate::{command, machine, setup, table};
 
 mod quickstart;
+mod rollout;
 
 /// Times that the two sides take turns.
 const TURNS: usize = 3;
@@ -40,11 +42,13 @@ pub(crate) struct Options {
 enum Name {
     /// Rollout and training tokens/s of the quickstart's model, beside transformers on PyTorch.
     Quickstart,
+    /// Sampling at three sizes, beside vLLM, llama.cpp and transformers. Installs them (10 GB).
+    Rollout,
 }
 
 /// One metric and the two commands that measure it.
 struct Pair {
-    metric: &'static str,
+    metric: String,
     unit: &'static str,
     peer: &'static str,
     ours: Command,
@@ -54,7 +58,7 @@ struct Pair {
 /// One line of the result. `ratio` is ours / peer; above 1 we are faster.
 #[derive(Debug, PartialEq, Serialize)]
 struct Row {
-    metric: &'static str,
+    metric: String,
     unit: &'static str,
     /// Median.
     ours: f64,
@@ -63,15 +67,19 @@ struct Row {
     /// Median.
     peer_value: f64,
     ratio: f64,
+    /// The same per second of processor time, where both sides tell: medians and their ratio.
+    per_cpu_s: Option<[f64; 3]>,
     /// Measurements of each side.
     runs: usize,
     machine: String,
 }
 
 /// What a measuring command prints.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct Measured {
     tokens_per_s: Vec<f64>,
+    #[serde(default)]
+    tokens_per_cpu_s: Vec<f64>,
 }
 
 /// Measures, prints the table and writes the rows.
@@ -82,14 +90,19 @@ pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
     setup::run(checkout)?;
     let pairs = match options.name {
         Name::Quickstart => quickstart::pairs(checkout)?,
+        Name::Rollout => rollout::pairs(checkout)?,
     };
     let machine = machine::describe();
+    let load = machine::load();
     let mut rows = Vec::new();
     for pair in pairs {
-        println!("measuring {} ({TURNS} turns)", pair.metric);
+        println!("measuring {} beside {} ({TURNS} turns)", pair.metric, pair.peer);
         rows.push(measure(pair, &machine)?);
     }
     println!("\n{}\n{machine}", render(&rows));
+    if let (Some(before), Some(after)) = (load, machine::load()) {
+        println!("load before {before:.2}, after {after:.2}");
+    }
     if let Some(path) = &options.json {
         fs::write(path, serde_json::to_string_pretty(&rows)? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -109,32 +122,43 @@ fn check_idle() -> Result<()> {
 }
 
 fn measure(mut pair: Pair, machine: &str) -> Result<Row> {
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs) = (Measured::default(), Measured::default());
     for _ in 0..TURNS {
-        ours.extend(tokens_per_s(&mut pair.ours)?);
-        theirs.extend(tokens_per_s(&mut pair.theirs)?);
+        ours.extend(measured(&mut pair.ours)?);
+        theirs.extend(measured(&mut pair.theirs)?);
     }
-    let runs = ours.len().min(theirs.len());
-    let (ours, peer_value) = (median(ours)?, median(theirs)?);
+    let runs = ours.tokens_per_s.len().min(theirs.tokens_per_s.len());
+    let (value, peer_value) = (median(ours.tokens_per_s)?, median(theirs.tokens_per_s)?);
+    let per_cpu_s = match (median(ours.tokens_per_cpu_s), median(theirs.tokens_per_cpu_s)) {
+        (Ok(ours), Ok(theirs)) => Some([ours, theirs, ours / theirs]),
+        _ => None,
+    };
     Ok(Row {
         metric: pair.metric,
         unit: pair.unit,
-        ours,
+        ours: value,
         peer: pair.peer,
         peer_value,
-        ratio: ours / peer_value,
+        ratio: value / peer_value,
+        per_cpu_s,
         runs,
         machine: machine.to_owned(),
     })
 }
 
+impl Measured {
+    fn extend(&mut self, more: Self) {
+        self.tokens_per_s.extend(more.tokens_per_s);
+        self.tokens_per_cpu_s.extend(more.tokens_per_cpu_s);
+    }
+}
+
 /// Runs a measuring command; its answer is the last line, after whatever its libraries print.
-fn tokens_per_s(command: &mut Command) -> Result<Vec<f64>> {
+fn measured(command: &mut Command) -> Result<Measured> {
     let printed = command::stdout(command)?;
     let last = printed.trim_end().lines().last().unwrap_or_default();
-    let measured: Measured = serde_json::from_str(last)
-        .with_context(|| format!("a benchmark printed no measurement but {last:?}"))?;
-    Ok(measured.tokens_per_s)
+    serde_json::from_str(last)
+        .with_context(|| format!("a benchmark printed no measurement but {last:?}"))
 }
 
 fn median(mut values: Vec<f64>) -> Result<f64> {
@@ -152,17 +176,19 @@ fn render(rows: &[Row]) -> String {
         .iter()
         .map(|row| {
             [
-                row.metric.to_owned(),
+                row.metric.clone(),
                 row.unit.to_owned(),
                 format!("{:.0}", row.ours),
                 row.peer.to_owned(),
                 format!("{:.0}", row.peer_value),
                 format!("{:.2}", row.ratio),
+                row.per_cpu_s.map_or_else(String::new, |[_, _, ratio]| format!("{ratio:.2}")),
                 row.runs.to_string(),
             ]
         })
         .collect();
-    let header = ["metric", "unit", "ours", "peer", "peer value", "ratio", "runs"];
+    let header =
+        ["metric", "unit", "ours", "peer", "peer value", "ratio", "ratio per CPU-s", "runs"];
     table::render(header, &lines)
 }
 
@@ -179,19 +205,22 @@ mod tests {
     #[test]
     fn a_row_compares_medians() {
         let pair = Pair {
-            metric: "rollout",
+            metric: "rollout".into(),
             unit: "tokens/s",
             peer: "other",
             ours: prints("{\"tokens_per_s\": [10, 90, 30]}"),
-            theirs: prints("noise\n{\"tokens_per_s\": [20, 5, 15]}"),
+            theirs: prints(
+                "noise\n{\"tokens_per_s\": [20, 5, 15], \"tokens_per_cpu_s\": [1, 2, 3]}",
+            ),
         };
         let row = measure(pair, "a laptop").expect("both answer");
         assert_eq!((row.ours, row.peer_value, row.ratio, row.runs), (30.0, 15.0, 2.0, 9));
+        assert_eq!(row.per_cpu_s, None, "one side did not tell");
     }
 
     #[test]
     fn a_command_that_measures_nothing_is_an_error() {
-        assert!(tokens_per_s(&mut prints("hello")).is_err());
+        assert!(measured(&mut prints("hello")).is_err());
         assert!(median(Vec::new()).is_err());
         assert_eq!(median(vec![4.0, 1.0, 3.0, 2.0]).ok(), Some(2.5));
     }

@@ -32,7 +32,7 @@ pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
     );
     setup::run(checkout)?;
     command::run(command::cargo(checkout).args(["build", "--quiet"]))?;
-    let mut python = python::peers(checkout)?;
+    let mut python = python::with(checkout, &python::TRANSFORMERS)?;
     python.arg(SCRIPT).arg(&checkpoint).arg(checkout.program("ballast-learner"));
     if let Some(record) = &options.record {
         python.arg(record);

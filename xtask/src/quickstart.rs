@@ -95,11 +95,8 @@ fn control_name(name: &str) -> String {
 }
 
 /// What the SFT-only arm changes in the configuration.
-///
-/// Its actors have nothing to do while it trains, so the learner takes their core as well.
-fn control_overrides(main: &RunResult, checkpoint: &Path) -> [String; 5] {
+fn control_overrides(main: &RunResult, checkpoint: &Path) -> [String; 4] {
     [
-        "learner.threads=2".into(),
         "schedule.kind=sft_only".into(),
         format!("schedule.steps={}", main.steps_after_cold_start()),
         "schedule.cold_start_steps_max=0".into(),

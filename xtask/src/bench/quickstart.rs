@@ -33,20 +33,20 @@ pub(super) fn pairs(checkout: &Checkout) -> Result<Vec<Pair>> {
         shaped(program, shape)
     };
     let theirs = |mode: &str, shape: &str| -> Result<Command> {
-        let mut program = python::peers(checkout)?;
+        let mut program = python::with(checkout, &python::TRANSFORMERS)?;
         program.args([PEER_SCRIPT, mode]);
         Ok(shaped(program, shape))
     };
     Ok(vec![
         Pair {
-            metric: "rollout",
+            metric: "rollout".into(),
             unit: "tokens/s",
             peer: PEER,
             ours: ours("ballast-actor", ROLLOUT),
             theirs: theirs("rollout", ROLLOUT)?,
         },
         Pair {
-            metric: "training",
+            metric: "training".into(),
             unit: "tokens/s",
             peer: PEER,
             ours: ours("ballast-learner", TRAIN),
