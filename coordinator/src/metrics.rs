@@ -56,6 +56,10 @@ pub mod name {
         UNUSED = "episodes/unused", "episodes",
             "Durable trajectories that could not be used and were run anew, in the run so far.";
         IDLE_SHARE = "actor/idle_share", "1", "Share of time without an episode, mean over actors.";
+        PREFILL_SAVED_SHARE = "actor/prefill_saved_share", "1",
+            "Share of prompt and tool-result tokens that needed no computation, because an episode that begins alike had been computed; since the actors started.";
+        KV_EVICTIONS = "actor/kv_evictions", "episodes",
+            "Times an episode lost its place in a KV cache to another one, since the actors started.";
         TRAIN_TOKENS_PER_S = "train/tokens_per_s", "tokens/s",
             "Tokens of the batch over the time of the step, publishing included.";
         TRAIN_TOKENS = "train/tokens", "tokens", "Tokens of the batch, prompts included.";
@@ -151,6 +155,8 @@ mod tests {
                 "groups/dropped_siblings [episodes]",
                 "episodes/unused [episodes]",
                 "actor/idle_share [1]",
+                "actor/prefill_saved_share [1]",
+                "actor/kv_evictions [episodes]",
                 "train/tokens_per_s [tokens/s]",
                 "train/tokens [tokens]",
                 "train/seconds [s]",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ballast_proto::v1::{CallStatus, Role, StructuralState, Trajectory};
+use ballast_proto::v1::{CallStatus, Heartbeat, Role, StructuralState, Trajectory};
 
 use super::batches::{Batch, Group};
 use crate::metrics::name;
@@ -51,6 +51,31 @@ pub(super) fn sampled_tokens(trajectory: &Trajectory) -> u64 {
 pub(super) fn oldest_version(trajectory: &Trajectory) -> Option<u64> {
     let tokens = trajectory.policy_versions.iter().zip(&trajectory.loss_mask);
     tokens.filter(|(_, mask)| **mask != 0).map(|(version, _)| *version).min()
+}
+
+/// What the newest heartbeats of all actors say together; nothing without an actor.
+pub(super) fn of_actors<'a>(
+    heartbeats: impl Iterator<Item = &'a Heartbeat>,
+) -> Vec<(&'static str, f64)> {
+    let (mut actors, mut idle) = (0usize, 0.0);
+    let (mut computed, mut saved, mut evictions) = (0u64, 0u64, 0u64);
+    for heartbeat in heartbeats {
+        actors += 1;
+        idle += f64::from(heartbeat.idle_share);
+        computed = computed.saturating_add(heartbeat.prefill_tokens_computed);
+        saved = saved.saturating_add(heartbeat.prefill_tokens_saved);
+        evictions = evictions.saturating_add(heartbeat.kv_evictions);
+    }
+    if actors == 0 {
+        return Vec::new();
+    }
+    let prefill = computed.saturating_add(saved) as f64;
+    let mut values =
+        vec![(name::IDLE_SHARE, idle / actors as f64), (name::KV_EVICTIONS, evictions as f64)];
+    if prefill > 0.0 {
+        values.push((name::PREFILL_SAVED_SHARE, saved as f64 / prefill));
+    }
+    values
 }
 
 /// part / whole; 0 when there is nothing.
@@ -105,4 +130,30 @@ pub(super) fn of_batch(batch: &Batch) -> BTreeMap<String, f64> {
     ];
     let present = entries.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
     present.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn actors_are_weighed_by_what_they_did() {
+        let heartbeat = |idle_share, computed, saved| Heartbeat {
+            idle_share,
+            prefill_tokens_computed: computed,
+            prefill_tokens_saved: saved,
+            kv_evictions: 2,
+            ..Heartbeat::default()
+        };
+        let actors = [heartbeat(0.0, 100, 0), heartbeat(0.5, 100, 600)];
+        let values: BTreeMap<_, _> = of_actors(actors.iter()).into_iter().collect();
+        assert_eq!(values[name::IDLE_SHARE], 0.25);
+        assert_eq!(values[name::PREFILL_SAVED_SHARE], 0.75);
+        assert_eq!(values[name::KV_EVICTIONS], 4.0);
+        assert!(of_actors(std::iter::empty()).is_empty());
+        // An actor that has not run anything has no share.
+        let new: BTreeMap<_, _> =
+            of_actors(std::iter::once(&Heartbeat::default())).into_iter().collect();
+        assert!(!new.contains_key(name::PREFILL_SAVED_SHARE));
+    }
 }

@@ -177,10 +177,9 @@ impl Engine {
         if let Some(rate) = self.meter.rollout_rate() {
             put(name::ROLLOUT_TOKENS_PER_S, rate);
         }
-        let idle: Vec<f64> =
-            self.members.iter().map(|(_, member)| member.heartbeat.idle_share.into()).collect();
-        if !idle.is_empty() {
-            put(name::IDLE_SHARE, idle.iter().sum::<f64>() / idle.len() as f64);
+        let heartbeats = self.members.iter().map(|(_, member)| &member.heartbeat);
+        for (name, value) in statistics::of_actors(heartbeats) {
+            put(name, value);
         }
         put(name::DROPPED_SIBLINGS, self.groups.dropped() as f64);
         put(name::UNUSED, self.unused_by_reason.values().sum::<u64>() as f64);
