@@ -5,7 +5,6 @@
 #[cfg(feature = "torch")]
 use std::io::{BufWriter, stdout};
 use std::{
-    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -55,39 +54,14 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measure how fast this machine samples, and print `{"tokens_per_s": [...]}`.
-    Bench(BenchArgs),
+    #[cfg(feature = "torch")]
+    Bench(ballast_actor::bench::BenchArgs),
     #[cfg(feature = "torch")]
     Score(ballast_actor::score::ScoreArgs),
     #[cfg(feature = "torch")]
     Generate(ballast_actor::generate::GenerateArgs),
     #[cfg(feature = "torch")]
     Serve(ballast_actor::serve::ServeArgs),
-}
-
-#[derive(Debug, clap::Args)]
-struct BenchArgs {
-    /// Hugging Face checkpoint directory.
-    #[arg(long, value_name = "DIR")]
-    checkpoint: PathBuf,
-    /// Sequences sampled at once.
-    #[arg(long, default_value_t = 64)]
-    batch: usize,
-    /// Sequences that share a prompt, as the siblings of a group do.
-    #[arg(long, default_value_t = 1)]
-    group: usize,
-    /// Tokens of each prompt.
-    #[arg(long, default_value_t = 96)]
-    prompt: usize,
-    /// Tokens sampled after each prompt.
-    #[arg(long, default_value_t = 64)]
-    new: usize,
-    /// Measured runs, after one that warms up.
-    #[arg(long, default_value_t = 5)]
-    repeat: usize,
-    /// Threads of the backend.
-    #[arg(long, default_value_t = 1)]
-    threads: u32,
 }
 
 fn main() -> ExitCode {
@@ -99,8 +73,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args) -> Result<()> {
-    if let Some(command) = &args.command {
+fn run(mut args: Args) -> Result<()> {
+    if let Some(command) = args.command.take() {
         return tool(command);
     }
     let config = args.config.load().map_err(exit::unusable)?;
@@ -117,20 +91,18 @@ fn run(args: Args) -> Result<()> {
 }
 
 /// What this program does beside running episodes.
-fn tool(command: &Command) -> Result<()> {
+fn tool(command: Command) -> Result<()> {
     match command {
-        Command::Bench(bench) => {
-            println!("{}", serde_json::json!({ "tokens_per_s": tokens_per_second(bench)? }));
-            Ok(())
-        }
         #[cfg(feature = "torch")]
-        Command::Score(args) => ballast_actor::score::run(args, &mut BufWriter::new(stdout())),
+        Command::Bench(args) => ballast_actor::bench::run(&args, &mut stdout()),
+        #[cfg(feature = "torch")]
+        Command::Score(args) => ballast_actor::score::run(&args, &mut BufWriter::new(stdout())),
         #[cfg(feature = "torch")]
         Command::Generate(args) => {
-            ballast_actor::generate::run(args, &mut BufWriter::new(stdout()))
+            ballast_actor::generate::run(&args, &mut BufWriter::new(stdout()))
         }
         #[cfg(feature = "torch")]
-        Command::Serve(args) => ballast_actor::serve::run(args),
+        Command::Serve(args) => ballast_actor::serve::run(&args),
     }
 }
 
@@ -196,25 +168,12 @@ fn decoder_factory(config: &Config) -> Result<Box<dyn DecoderFactory>> {
     Ok(Box::new(factory.with_cache(cache).with_dtype(&actor.dtype)?))
 }
 
-#[cfg(feature = "torch")]
-fn tokens_per_second(args: &BenchArgs) -> Result<Vec<f64>> {
-    use ballast_actor::bench;
-    let shape =
-        bench::Shape { batch: args.batch, group: args.group, prompt: args.prompt, new: args.new };
-    bench::tokens_per_second(&args.checkpoint, shape, args.repeat, args.threads)
-}
-
 #[cfg(not(feature = "torch"))]
 const NO_DECODER: &str =
     "this ballast-actor was built without the feature `torch`; it cannot decode";
 
 #[cfg(not(feature = "torch"))]
 fn decoder_factory(_config: &Config) -> Result<Box<dyn DecoderFactory>> {
-    anyhow::bail!(NO_DECODER)
-}
-
-#[cfg(not(feature = "torch"))]
-fn tokens_per_second(_args: &BenchArgs) -> Result<Vec<f64>> {
     anyhow::bail!(NO_DECODER)
 }
 
