@@ -154,7 +154,7 @@ impl Model {
 
 fn open_tokenizer(directory: &Path, vocab_size: usize) -> Result<Tokenizer, ModelError> {
     let path = directory.join(TOKENIZER_FILE);
-    let tokenizer = Tokenizer::from_file(&path)
+    let tokenizer = Tokenizer::of_directory(directory)
         .map_err(|source| ModelError::Tokenizer { path: path.clone(), source })?;
     // An embedding may be padded; one that is too small would be read out of bounds.
     if tokenizer.vocab_size() > vocab_size {

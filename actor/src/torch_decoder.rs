@@ -98,7 +98,8 @@ impl DecoderFactory for TorchDecoderFactory {
         let config = ModelConfig::from_json(&staged.config_json).map_err(|error| {
             DecodeError(format!("config.json of the published policy: {error}"))
         })?;
-        let tokenizer = Tokenizer::from_bytes(&staged.tokenizer_json).map_err(refused)?;
+        let tokenizer = Tokenizer::of_checkpoint(&staged.tokenizer_json, &staged.config_json)
+            .map_err(refused)?;
         let dtype = self.dtype.unwrap_or_else(|| Dtype::fastest(self.device));
         let policy =
             Policy::with_dtype(config, &tensors(staged)?, self.device, dtype).map_err(refused)?;

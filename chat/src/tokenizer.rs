@@ -136,6 +136,18 @@ impl Tokenizer {
         Self::load(json, format)
     }
 
+    /// The same from a checkpoint directory.
+    ///
+    /// # Errors
+    /// When a file cannot be read, and as [`Tokenizer::of_checkpoint`].
+    pub fn of_directory(directory: &Path) -> Result<Self, TokenizerError> {
+        let read = |name: &str| {
+            let path = directory.join(name);
+            std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })
+        };
+        Self::of_checkpoint(&read("tokenizer.json")?, &read("config.json")?)
+    }
+
     fn load(json: &[u8], format: Option<Format>) -> Result<Self, TokenizerError> {
         let value: Value =
             serde_json::from_slice(json).map_err(|e| TokenizerError::Invalid(e.to_string()))?;

@@ -289,6 +289,7 @@ async fn reflection_and_health_answer() {
         for service in ["ballast.v1.Admin", "ballast.v1.Rollout", "ballast.v1.Training"] {
             assert!(names.iter().any(|name| name == service), "{names:?}");
         }
+        assert!(!names.iter().any(|name| name == "ballast.v1.Weights"), "the learner's");
     }
 }
 

@@ -15,7 +15,10 @@ use ballast_learner::{
     worker::{Worker, load_policy},
 };
 use ballast_policy::{ModelConfig, WEIGHTS_FILE, read_weights, write_weights_bf16};
-use ballast_proto::{Generation, v1::weights_server::WeightsServer};
+use ballast_proto::{
+    Generation,
+    v1::weights_server::{self, WeightsServer},
+};
 use ballast_runtime::{
     config::Config,
     config_file::{ConfigArgs, to_toml},
@@ -131,6 +134,8 @@ async fn serve(arguments: &Arguments, config: &Config, worker: Worker) -> anyhow
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(ballast_proto::v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name(weights_server::SERVICE_NAME)
+            .with_service_name(tonic_health::pb::health_server::SERVICE_NAME)
     };
     let weights = WeightsServer::new(WeightsService::new(worker.store().clone()));
     let server = Server::builder()

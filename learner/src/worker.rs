@@ -8,7 +8,7 @@ use std::{
 };
 
 use ballast_chat::Tokenizer;
-use ballast_policy::{Dtype, Policy, TOKENIZER_FILE, open_device, set_threads};
+use ballast_policy::{Dtype, Policy, open_device, set_threads};
 use ballast_proto::{
     InvalidTrajectory, ManifestHash, PolicyVersion,
     v1::{StepKind, TrainBatch},
@@ -283,7 +283,7 @@ pub fn load_policy(directory: &Path, device: tch::Device) -> Result<Policy, Erro
 }
 
 fn load_tokenizer(directory: &Path, policy: &Policy) -> Result<Tokenizer, Error> {
-    let tokenizer = Tokenizer::from_file(&directory.join(TOKENIZER_FILE))
+    let tokenizer = Tokenizer::of_directory(directory)
         .map_err(|source| Error::Tokenizer { path: directory.to_owned(), source })?;
     let (config, tokens) = (policy.config().vocab_size, tokenizer.vocab_size());
     // The embedding may have more rows than there are tokens: many are padded to a round number.

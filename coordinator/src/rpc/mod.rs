@@ -12,8 +12,10 @@ use std::sync::{
 use ballast_proto::{
     MESSAGE_BYTES_MAX,
     v1::{
-        FILE_DESCRIPTOR_SET, StatusResponse, admin_server::AdminServer,
-        rollout_server::RolloutServer, training_server::TrainingServer,
+        FILE_DESCRIPTOR_SET, StatusResponse,
+        admin_server::{self, AdminServer},
+        rollout_server::{self, RolloutServer},
+        training_server::{self, TrainingServer},
     },
 };
 use ballast_runtime::net::{
@@ -86,6 +88,10 @@ pub async fn serve(
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name(rollout_server::SERVICE_NAME)
+            .with_service_name(training_server::SERVICE_NAME)
+            .with_service_name(admin_server::SERVICE_NAME)
+            .with_service_name(tonic_health::pb::health_server::SERVICE_NAME)
     };
     let rollout = RolloutServer::new(rollout::Rollout::new(handle.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
