@@ -42,7 +42,7 @@ pub(super) fn pairs(checkout: &Checkout) -> Result<Vec<Pair>> {
             metric: "rollout".into(),
             unit: "tokens/s",
             peer: PEER,
-            ours: ours("ballast-actor", ROLLOUT),
+            ours: ours("ballast-actor", &format!("{ROLLOUT} --dtype fp32")),
             theirs: theirs("rollout", ROLLOUT)?,
         },
         Pair {
