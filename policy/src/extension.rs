@@ -1,13 +1,10 @@
-//! Where appended tokens go in the KV cache, and how they attend to what it holds.
-//!
-//! Two ways to read the cache. One token for each row on a CPU: row by row, each as far as it goes.
-//! Anything else: padded to a grid, in libtorch's fused attention.
+//! Where appended tokens go in the KV cache, and how they attend to what it holds: padded to a grid, in
+//! libtorch's fused attention.
 
 use tch::{Device, IndexOp as _, Kind, Tensor};
 
 use crate::{
     CacheFull, KvCache, Policy,
-    decode_attention::{self, Row},
     packing::{Packing, rows_in_place},
 };
 
@@ -24,17 +21,10 @@ pub(crate) struct Extension {
     slots: Tensor,
     /// `[N]` position of every token.
     pub(crate) positions: Tensor,
-    reading: Reading,
+    grid: Grid,
 }
 
-/// How the cache is read.
-enum Reading {
-    /// One token for each row.
-    Rows(Vec<Row>),
-    /// Rows of any number of tokens, padded to the longest.
-    Grid(Grid),
-}
-
+/// How the cache is read: rows of any number of tokens, padded to the longest.
 struct Grid {
     packing: Packing,
     /// `[B]` slots whose keys are read; `None` when they are the first B, read where they are.
@@ -56,22 +46,17 @@ impl Extension {
         appended: &[(usize, &[u32])],
     ) -> Result<Self, CacheFull> {
         let device = policy.device();
-        let (mut slots, mut positions, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut slots, mut positions, mut keys) = (Vec::new(), Vec::new(), 0);
         for (slot, tokens) in appended {
             let start = cache.reserve(*slot, tokens.len())?;
             slots.extend(tokens.iter().map(|_| *slot as i64));
             positions.extend((start..start + tokens.len()).map(|position| position as i64));
-            rows.push(Row { slot: *slot, keys: start + tokens.len() });
+            keys = keys.max(start + tokens.len());
         }
         let positions = Tensor::from_slice(&positions).to(device);
-        let one_each = appended.iter().all(|(_, tokens)| tokens.len() == 1);
-        let reading = if one_each && decode_attention::serves(device, policy.dtype().kind()) {
-            Reading::Rows(rows)
-        } else {
-            Reading::Grid(Grid::plan(policy, appended, &rows, &positions))
-        };
+        let grid = Grid::plan(policy, appended, keys as i64, &positions);
         let slots = Tensor::from_slice(&slots).to(device);
-        Ok(Self { slots, positions, reading })
+        Ok(Self { slots, positions, grid })
     }
 
     /// Writes one layer's keys and values and attends to the cache: [N, H * D].
@@ -87,20 +72,12 @@ impl Extension {
         let indices = [Some(&self.slots), None, Some(&self.positions)];
         let _stored = keys.index_put_(&indices, &projected.key, false);
         let _stored = values.index_put_(&indices, &projected.value, false);
-        match &self.reading {
-            Reading::Rows(rows) => decode_attention::attend(&projected.query, keys, values, rows),
-            Reading::Grid(grid) => grid.attend(policy, &projected.query, keys, values),
-        }
+        self.grid.attend(policy, &projected.query, keys, values)
     }
 }
 
 impl Grid {
-    fn plan(
-        policy: &Policy,
-        appended: &[(usize, &[u32])],
-        rows: &[Row],
-        positions: &Tensor,
-    ) -> Self {
+    fn plan(policy: &Policy, appended: &[(usize, &[u32])], keys: i64, positions: &Tensor) -> Self {
         let device = policy.device();
         let in_place = rows_in_place(appended);
         let lengths = match in_place {
@@ -112,7 +89,6 @@ impl Grid {
             None => appended.iter().map(|(_, tokens)| tokens.len()).collect(),
         };
         let packing = Packing::new(&lengths, device);
-        let keys = rows.iter().map(|row| row.keys).max().unwrap_or(0) as i64;
         let bias = causal_bias(policy, &packing, positions, keys);
         let rows = in_place.is_none().then(|| {
             let slots: Vec<i64> = appended.iter().map(|(slot, _)| *slot as i64).collect();

@@ -109,6 +109,11 @@ impl KvCache {
         2 * layers * kv_heads * dim * capacity as u64 * dtype.kind().elt_size_in_bytes() as u64
     }
 
+    /// Tokens a slot holds at most.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Tokens in a slot.
     #[must_use]
     pub fn length(&self, slot: usize) -> usize {

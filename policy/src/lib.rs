@@ -11,7 +11,7 @@
 
 mod checkpoint;
 mod config;
-mod decode_attention;
+mod cpu;
 mod device;
 mod dtype;
 mod extension;

@@ -1,6 +1,7 @@
 //! A network: its configuration and weights on one device. What it computes is in `transformer`.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fs,
     path::Path,
@@ -10,7 +11,7 @@ use std::{
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    CONFIG_FILE, CheckpointError, Dtype, KvCache, ModelConfig, ParameterError, Weights,
+    CONFIG_FILE, CheckpointError, Dtype, KvCache, ModelConfig, ParameterError, Weights, cpu,
     parameters::{EMBEDDING, HEAD, Parameters, check, same},
     read_config,
     rope::Rope,
@@ -28,6 +29,15 @@ pub struct Policy {
     /// The kind of each tensor in the checkpoint it came from, which [`Self::save`] returns to; fp32
     /// for those that are not listed.
     stored: BTreeMap<String, Kind>,
+    laid_out: RefCell<Option<LaidOut>>,
+}
+
+/// The weights as a CPU samples from them, made when they are first needed.
+#[derive(Debug)]
+pub(crate) struct LaidOut {
+    pub(crate) network: cpu::Network,
+    /// libtorch's count of the writes to the weights they were made of.
+    writes: i64,
 }
 
 impl Policy {
@@ -103,7 +113,34 @@ impl Policy {
     fn zeroed(config: ModelConfig, device: Device, dtype: Dtype) -> Self {
         let parameters = Parameters::new(&config, dtype.kind(), device);
         let rope = Rope::new(&config, dtype.kind(), device);
-        Self { config, parameters, rope, device, dtype, stored: BTreeMap::new() }
+        Self {
+            config,
+            parameters,
+            rope,
+            device,
+            dtype,
+            stored: BTreeMap::new(),
+            laid_out: RefCell::default(),
+        }
+    }
+
+    /// What `work` makes of the weights as a CPU samples from them; `None` where libtorch does that.
+    /// They are laid out anew when they were written to, for the threads of the calling thread.
+    pub(crate) fn with_network<R>(&self, work: impl FnOnce(&mut cpu::Network) -> R) -> Option<R> {
+        if self.device != Device::Cpu || !cpu::serves(self.dtype) {
+            return None;
+        }
+        // A write to any leaf counts as one to the buffer that all of them share.
+        let writes = self.parameters.flat.internal_version();
+        let mut laid_out = self.laid_out.borrow_mut();
+        if laid_out.as_ref().is_none_or(|laid_out| laid_out.writes != writes) {
+            let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+            let network = tch::no_grad(|| {
+                cpu::Network::new(&self.config, &self.parameters, self.dtype, threads)
+            });
+            *laid_out = Some(LaidOut { network, writes });
+        }
+        laid_out.as_mut().map(|laid_out| work(&mut laid_out.network))
     }
 
     /// Shape of the network.

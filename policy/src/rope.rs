@@ -8,6 +8,8 @@ use crate::ModelConfig;
 /// memory than the weights of a small network with a long context.
 #[derive(Debug)]
 pub(crate) struct Rope {
+    /// `[D / 2]` radians per position.
+    half: Vec<f32>,
     /// `[D]` radians per position, fp32; the second half repeats the first.
     frequencies: Tensor,
     /// `[D]` factor of the sines: negative in the first half.
@@ -41,10 +43,16 @@ impl Rope {
         signs.resize(2 * half.len(), scale as f32);
         Self {
             frequencies: Tensor::from_slice(&half).repeat([2]).to(device),
+            half,
             signs: Tensor::from_slice(&signs).to(device),
             scale,
             kind,
         }
+    }
+
+    /// `[D / 2]` radians per position, and the factor of all sines and cosines.
+    pub(crate) fn frequencies(&self) -> (&[f32], f32) {
+        (&self.half, self.scale as f32)
     }
 
     /// The rotation of the positions `[N]`.

@@ -6,6 +6,8 @@ use rand_chacha::{
 };
 use tch::{Device, Kind, Tensor};
 
+use crate::cpu;
+
 /// Columns of the table in which a draw comes back to the host, before the watched tokens: token,
 /// log-probability drawn from, log-probability under the policy, entropy.
 const SCALARS: usize = 4;
@@ -85,6 +87,11 @@ impl Sampler {
         Self { distribution, rng: ChaCha8Rng::seed_from_u64(seed) }
     }
 
+    /// Nothing added and nothing dropped.
+    fn is_plain(&self) -> bool {
+        self.distribution.logit_bias.is_empty() && !self.distribution.filtered()
+    }
+
     /// Uniform in [0, 1 - 2^-23]: at most 23 bits, so that its product with a positive fp32 total
     /// rounds to less than the total.
     fn uniform(&mut self) -> f32 {
@@ -95,7 +102,31 @@ impl Sampler {
     /// probabilities of the `watched` token ids in the same pass.
     #[must_use]
     pub fn draw(samplers: &mut [&mut Self], logits: &Tensor, watched: &[i64]) -> Vec<Draw> {
-        tch::no_grad(|| draw(samplers, &logits.to_kind(Kind::Float), watched))
+        let logits = tch::no_grad(|| logits.to_kind(Kind::Float).contiguous());
+        if logits.device() != Device::Cpu {
+            return tch::no_grad(|| draw(samplers, &logits, watched));
+        }
+        let mut draws = vec![None; samplers.len()];
+        let (mut shaped, mut shaped_rows) = (Vec::new(), Vec::new());
+        for (row, sampler) in samplers.iter_mut().enumerate() {
+            if sampler.is_plain() {
+                let (uniform, temperature) = (sampler.uniform(), sampler.distribution.temperature);
+                let choice = cpu::Choice { uniform, temperature };
+                draws[row] = Some(cpu::draw_plain(choice, &logits.get(row as i64), watched));
+            } else {
+                shaped_rows.push(row as i64);
+                shaped.push(&mut **sampler);
+            }
+        }
+        if !shaped.is_empty() {
+            let rows = Tensor::from_slice(&shaped_rows);
+            let of_rows =
+                tch::no_grad(|| draw(&mut shaped, &logits.index_select(0, &rows), watched));
+            for (row, of_row) in shaped_rows.into_iter().zip(of_rows) {
+                draws[row as usize] = Some(of_row);
+            }
+        }
+        draws.into_iter().flatten().collect()
     }
 }
 

@@ -1,11 +1,12 @@
 //! The transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU; what Qwen2, Qwen3 and
 //! Llama 3 differ in is optional. Two passes over one set of parameters: whole sequences for
-//! training, and appended tokens over a KV cache for sampling.
+//! training, and appended tokens over a KV cache for sampling, for which a CPU has its own code (`cpu`).
 
 use tch::{Kind, Tensor};
 
 use crate::{
     CacheFull, KvCache, Policy,
+    cpu::Appended,
     extension::{Extension, Projected},
     packing::groups_of_like_length,
     parameters::Layer,
@@ -75,6 +76,18 @@ impl Policy {
         for (slot, tokens) in appended {
             cache.reserve(*slot, tokens.len())?;
         }
+        match self.extend_on_cpu(cache, appended) {
+            Some(logits) => Ok(logits),
+            None => self.extend_in_libtorch(cache, appended),
+        }
+    }
+
+    /// [`Self::extend`], all slots having room, on any device.
+    pub(crate) fn extend_in_libtorch(
+        &self,
+        cache: &mut KvCache,
+        appended: &[(usize, &[u32])],
+    ) -> Result<Tensor, CacheFull> {
         let groups = groups_of_like_length(appended);
         let parts: Vec<Tensor> = groups
             .iter()
@@ -90,6 +103,25 @@ impl Policy {
         groups.iter().flatten().enumerate().for_each(|(at, row)| place[*row] = at as i64);
         let place = Tensor::from_slice(&place).to(self.device());
         Ok(Tensor::cat(&parts, 0).index_select(0, &place))
+    }
+
+    /// [`Self::extend`] without libtorch; `None` where the policy is not for that.
+    fn extend_on_cpu(&self, cache: &mut KvCache, appended: &[(usize, &[u32])]) -> Option<Tensor> {
+        let logits = self.with_network(|network| {
+            let appended: Vec<Appended<'_>> = appended
+                .iter()
+                .map(|(slot, tokens)| Appended {
+                    slot: *slot,
+                    position: cache.length(*slot),
+                    tokens,
+                })
+                .collect();
+            network.extend(&self.rope, cache, &appended)
+        })?;
+        for (slot, tokens) in appended {
+            cache.lengths[*slot] += tokens.len();
+        }
+        Some(logits)
     }
 
     fn extend_group(

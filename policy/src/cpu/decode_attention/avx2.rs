@@ -6,12 +6,12 @@ use std::arch::x86_64::{
     _mm256_setzero_ps,
 };
 
-use super::{Element, LANES, rest_of_dot};
+use super::{LANES, rest_of_dot};
 
 /// [`super::tile_of_dots`].
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn tile_of_dots<E: Element>(query: &[f32], keys: &[E]) -> [f32; LANES] {
+pub(super) fn tile_of_dots(query: &[f32], keys: &[f32]) -> [f32; LANES] {
     let dim = query.len();
     let whole = dim - dim % LANES;
     let mut sums = [_mm256_setzero_ps(); LANES];
@@ -32,8 +32,8 @@ pub(super) fn tile_of_dots<E: Element>(query: &[f32], keys: &[E]) -> [f32; LANES
 
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn load<E: Element>(numbers: &[E]) -> __m256 {
-    let numbers: [f32; LANES] = std::array::from_fn(|lane| numbers[lane].widen());
+fn load(numbers: &[f32]) -> __m256 {
+    let numbers: [f32; LANES] = std::array::from_fn(|lane| numbers[lane]);
     // SAFETY: both are eight fp32 numbers in order, and any bits are valid ones.
     unsafe { std::mem::transmute(numbers) }
 }
