@@ -14,7 +14,8 @@ import llama_cpp
 def main():
     options = parse()
     llama_cpp.llama_backend_init()
-    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(lambda *_: None), None)
+    # llama.cpp keeps the address alone, so the callback must outlive this function.
+    llama_cpp.llama_log_set(SILENT, None)
     model = llama_cpp.llama_model_load_from_file(
         options.gguf.encode(), llama_cpp.llama_model_default_params()
     )
@@ -28,6 +29,11 @@ def main():
     tokens_per_s = [options.new / wall for wall, _ in runs]
     tokens_per_cpu_s = [options.new / cpu for _, cpu in runs]
     print(json.dumps({"tokens_per_s": tokens_per_s, "tokens_per_cpu_s": tokens_per_cpu_s}))
+
+
+@llama_cpp.llama_log_callback
+def SILENT(_level, _text, _data):
+    """Takes llama.cpp's log messages and prints none."""
 
 
 def parse():

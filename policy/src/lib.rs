@@ -1,10 +1,10 @@
-//! The network that actors sample from and the learner trains: one transformer in libtorch (through
+//! The network that actors sample from and the learner trains: a transformer in libtorch (through
 //! `tch`), read from and written to Hugging Face checkpoint directories.
 //!
-//! Owns: `config.json`, safetensors, the forward pass (whole sequences, and token by token over a KV
-//! cache), sampling and log-probabilities.
+//! Owns: `config.json`, safetensors, the forward pass over whole sequences, the one over a KV cache (in
+//! libtorch, and without it on a CPU: `cpu`), sampling and log-probabilities.
 //! Does not know: text, tools, trajectories, losses, gRPC.
-//! Invariant: the two forward passes agree; in fp32 on a CPU to 1e-4 in log-probability.
+//! Invariant: all forward passes agree; in fp32 to 1e-4 in log-probability.
 //!
 //! Shapes in names and comments: B sequences, T tokens, S keys, N tokens of all sequences packed,
 //! V vocabulary, H query heads, K key/value heads, G = H / K, D head width, E hidden width.

@@ -13,7 +13,7 @@ use super::{
     exp::exp,
     isa::{Isa, Kernel, vectorised},
     team::Team,
-    tile::{PANEL, Strided, Sums, TILE_ROWS, add_tile},
+    tile::{PANEL, Size, Strided, Sums, TILE_ROWS, add_tile},
 };
 
 /// Keys of a tile: with D = 64, 24 KiB of keys and as much of values.
@@ -65,7 +65,7 @@ pub(crate) fn attend<E: Element>(
 ) {
     let width = reading.kv_heads * reading.group * reading.dim;
     let length = |block: &Block| block.tokens.len() * width;
-    team.share_parts(blocks, &length, out, &|blocks, mut out| {
+    team.share_parts(blocks, length, out, &|blocks, mut out| {
         let mut scratch = Scratch::default();
         for block in blocks {
             let (now, later) = out.split_at_mut(length(block));
@@ -169,9 +169,9 @@ impl<E: Element> Lanes<'_, E> {
             let first = index * TILE_ROWS * dim;
             let x = Strided { numbers: &scratch.keys[first..], row: dim, step: 1 };
             let rows = scores.len() / PANEL;
-            let sums = Sums::of(scores, PANEL, rows);
+            let sums = Sums::of(scores, PANEL, rows, PANEL);
             // SAFETY: the table was checked and is borrowed here alone.
-            unsafe { add_tile(isa, (rows, dim), x, panel, sums) };
+            unsafe { add_tile(isa, Size { rows, depth: dim, columns: PANEL }, x, panel, sums) };
         }
     }
 
@@ -193,9 +193,11 @@ impl<E: Element> Lanes<'_, E> {
             for column in (0..padded).step_by(PANEL) {
                 let panel = Strided { numbers: &scratch.values[column..], row: 0, step: padded };
                 let attended = &mut scratch.attended[first * padded + column..];
-                let sums = Sums::of(attended, padded, rows);
+                let sums = Sums::of(attended, padded, rows, PANEL);
                 // SAFETY: the table was checked and is borrowed here alone.
-                unsafe { add_tile(isa, (rows, keys), x, panel, sums) };
+                unsafe {
+                    add_tile(isa, Size { rows, depth: keys, columns: PANEL }, x, panel, sums)
+                };
             }
         }
     }

@@ -17,7 +17,7 @@ use super::{
     exp::exp,
     isa::{Isa, Kernel, vectorised},
     team::Team,
-    tile::{PANEL, Strided, Sums, TILE_ROWS, add_tile},
+    tile::{HALF_PANEL, PANEL, Size, Strided, Sums, TILE_ROWS, add_tile},
 };
 
 /// Keys or values of one tile: 16 KiB of fp32, half of the nearest cache of any processor at hand.
@@ -152,7 +152,7 @@ impl Heads<'_> {
     #[inline(always)]
     fn sum<E: Element>(&mut self, values: &[E], wide: &mut Vec<f32>) {
         let (dim, tile, isa) = (self.dim, self.tile(), Isa::detect());
-        let whole = dim - dim % PANEL;
+        let whole = dim - dim % HALF_PANEL;
         self.out.fill(0.0);
         for (index, values) in values.chunks(tile * dim).enumerate() {
             let (from, to) = (index * tile, index * tile + values.len() / dim);
@@ -161,11 +161,16 @@ impl Heads<'_> {
             for (out, weights) in heads.zip(self.scores.chunks(TILE_ROWS * self.keys)) {
                 let rows = out.len() / dim;
                 let x = Strided { numbers: &weights[from..], row: self.keys, step: 1 };
-                for column in (0..whole).step_by(PANEL) {
+                let mut column = 0;
+                while column < whole {
+                    let columns = if whole - column >= PANEL { PANEL } else { HALF_PANEL };
                     let panel = Strided { numbers: &values[column..], row: 0, step: dim };
-                    let sums = Sums::of(&mut out[column..], dim, rows);
+                    let sums = Sums::of(&mut out[column..], dim, rows, columns);
                     // SAFETY: the table was checked and is borrowed here alone.
-                    unsafe { add_tile(isa, (rows, to - from), x, panel, sums) };
+                    unsafe {
+                        add_tile(isa, Size { rows, depth: to - from, columns }, x, panel, sums)
+                    };
+                    column += columns;
                 }
                 for (out, weights) in out.chunks_exact_mut(dim).zip(weights.chunks_exact(self.keys))
                 {

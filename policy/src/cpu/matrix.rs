@@ -14,7 +14,7 @@ use super::{
     element::{Bf16, Element, elements},
     isa::{Isa, Kernel, vectorised},
     team::Team,
-    tile::{PANEL, Strided, Sums, TILE_ROWS, add_tile},
+    tile::{PANEL, Size, Strided, Sums, TILE_ROWS, add_tile},
 };
 use crate::Dtype;
 
@@ -159,7 +159,7 @@ impl Matrix {
                     let rows = tile.len();
                     // SAFETY: this table is as large as any tile.
                     unsafe {
-                        let sums = Sums::of(&mut whole, PANEL, rows);
+                        let sums = Sums::of(&mut whole, PANEL, rows, PANEL);
                         self.add_tile(isa, panel, tile, (x, narrowed), sums);
                     }
                     for (row, whole) in whole.chunks_exact(PANEL).take(rows).enumerate() {
@@ -189,11 +189,12 @@ impl Matrix {
         match &self.numbers {
             Numbers::F32(lines) => {
                 let lines = &lines[panel * self.inputs * 2..][..self.inputs * 2];
+                let size = Size { rows: rows.len(), depth: self.inputs, columns: PANEL };
                 let x = &x[rows.start * self.inputs..];
                 let x = Strided { numbers: x, row: self.inputs, step: 1 };
                 let panel = Strided { numbers: numbers(lines), row: 0, step: PANEL };
                 // SAFETY: the caller's.
-                unsafe { add_tile(isa, (rows.len(), self.inputs), x, panel, sums) }
+                unsafe { add_tile(isa, size, x, panel, sums) }
             }
             #[cfg(target_arch = "x86_64")]
             Numbers::Bf16(lines) => {
@@ -266,6 +267,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::cpu::tile::HALF_PANEL;
 
     fn check(dtype: Dtype, rows: i64, inputs: i64, outputs: i64, threads: usize) {
         tch::manual_seed(rows * 1000 + inputs + outputs);
@@ -278,7 +280,7 @@ mod tests {
         let mut out = elements::<f32>(&before).to_vec();
         let team = Team::new(threads);
         let x = elements(&x);
-        team.enter(|| matrix.add_product(&team, x, &mut Rows::default(), &mut out));
+        matrix.add_product(&team, x, &mut Rows::default(), &mut out);
         let difference = (Tensor::from_slice(&out).view([rows, outputs]) - expected).abs().max();
         let tolerance = 1e-6 * (inputs as f64 + 10.0);
         let difference = difference.double_value(&[]);
@@ -309,12 +311,13 @@ mod tests {
             Strided { numbers: &numbers, row: 3, step: 41 },
             Strided { numbers: &numbers[7..], row: 0, step: 40 },
         );
-        for rows in 1..=TILE_ROWS {
+        for (rows, columns) in (1..=TILE_ROWS).flat_map(|rows| [(rows, PANEL), (rows, HALF_PANEL)])
+        {
             let product = |isa| {
                 let mut sums = [1.0; TILE_ROWS * PANEL];
-                let table = Sums::of(&mut sums, PANEL, rows);
+                let table = Sums::of(&mut sums, PANEL, rows, columns);
                 // SAFETY: the table has this many rows.
-                unsafe { add_tile(isa, (rows, 50), x, panel, table) };
+                unsafe { add_tile(isa, Size { rows, depth: 51, columns }, x, panel, table) };
                 sums
             };
             let expected = product(Isa::Baseline);
@@ -325,7 +328,7 @@ mod tests {
             }
             for isa in others {
                 for (ours, expected) in product(isa).iter().zip(&expected) {
-                    assert!((ours - expected).abs() < 1e-5, "{isa:?}, {rows} rows");
+                    assert!((ours - expected).abs() < 1e-5, "{isa:?}, {rows} rows, {columns}");
                 }
             }
         }

@@ -203,28 +203,26 @@ impl Network {
             .collect();
         let Self { shape, team, embedding, layers, norm, head, activations, .. } = self;
         let frequencies = rope.frequencies();
-        team.enter(|| {
-            let mut last = Vec::with_capacity(appended.len() * shape.hidden);
-            for chunk in chunks(appended) {
-                activations.start(*shape, frequencies, embedding, &chunk);
-                for (layer, table) in layers.iter().zip(&mut tables) {
-                    layer.run(team, *shape, &chunk, table, activations);
-                }
-                let mut end = 0;
-                for piece in &chunk {
-                    end += piece.tokens.len();
-                    if piece.is_end {
-                        let row = &activations.stream[(end - 1) * shape.hidden..];
-                        last.extend_from_slice(&row[..shape.hidden]);
-                    }
+        let mut last = Vec::with_capacity(appended.len() * shape.hidden);
+        for chunk in chunks(appended) {
+            activations.start(*shape, frequencies, embedding, &chunk);
+            for (layer, table) in layers.iter().zip(&mut tables) {
+                layer.run(team, *shape, &chunk, table, activations);
+            }
+            let mut end = 0;
+            for piece in &chunk {
+                end += piece.tokens.len();
+                if piece.is_end {
+                    let row = &activations.stream[(end - 1) * shape.hidden..];
+                    last.extend_from_slice(&row[..shape.hidden]);
                 }
             }
-            let normed = &mut activations.normed;
-            normed.resize(last.len(), 0.0);
-            normalise(team, &last, norm, shape.eps, normed);
-            let head = head.as_ref().unwrap_or(embedding);
-            head.add_product(team, normed, &mut activations.rows, logits);
-        });
+        }
+        let normed = &mut activations.normed;
+        normed.resize(last.len(), 0.0);
+        normalise(team, &last, norm, shape.eps, normed);
+        let head = head.as_ref().unwrap_or(embedding);
+        head.add_product(team, normed, &mut activations.rows, logits);
     }
 }
 

@@ -3,19 +3,21 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m256, __m512, __m512bh, __m512i, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps,
-    _mm256_storeu_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_ps,
+    __m256, __m512, __m512bh, __m512i, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_set1_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_ps,
 };
 
 use super::isa::Isa;
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 32;
+/// Half a panel: one register of sums for each row.
+pub(crate) const HALF_PANEL: usize = PANEL / 2;
 /// Most rows of a tile: two registers of sums for each leave room for the rest.
 pub(crate) const TILE_ROWS: usize = 12;
 
-/// Where the sums of a tile are: a table of rows of 32, `row` apart.
+/// Where the sums of a tile are: a table of rows, `row` apart.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sums {
     pub(crate) start: *mut f32,
@@ -26,9 +28,9 @@ impl Sums {
     /// A table of its own.
     ///
     /// # Panics
-    /// There are fewer than `rows` rows in it: a bug.
-    pub(crate) fn of(table: &mut [f32], row: usize, rows: usize) -> Self {
-        assert!(row >= PANEL && (rows - 1) * row + PANEL <= table.len(), "sums are missing");
+    /// There are fewer than `rows` rows of `columns` in it: a bug.
+    pub(crate) fn of(table: &mut [f32], row: usize, rows: usize, columns: usize) -> Self {
+        assert!(row >= columns && (rows - 1) * row + columns <= table.len(), "sums are missing");
         Self { start: table.as_mut_ptr(), row }
     }
 }
@@ -43,35 +45,48 @@ pub(crate) struct Strided<'a> {
     pub(crate) step: usize,
 }
 
-/// Adds to `sums[m, n]` the sum over `depth` steps k of `x[m, k] * panel[k, n]`, for `rows` rows. The
-/// panel's 32 columns lie side by side; its `row` is not used.
+/// How much a tile has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    /// At most [`TILE_ROWS`].
+    pub(crate) rows: usize,
+    /// Steps of the sums.
+    pub(crate) depth: usize,
+    /// [`PANEL`] or [`HALF_PANEL`].
+    pub(crate) columns: usize,
+}
+
+/// Adds to `sums[m, n]` the sum over all steps k of `x[m, k] * panel[k, n]`. The panel's columns lie
+/// side by side; its `row` is not used.
 ///
 /// # Safety
-/// `rows` rows of `sums` can be read and written, and nobody else does so now.
+/// As many rows and columns of `sums` can be read and written, and nobody else does so now.
 ///
 /// # Panics
-/// A table that is too short, or more rows than a tile has: a bug.
+/// A table that is too short, or a size that no tile has: a bug.
 pub(crate) unsafe fn add_tile(
     isa: Isa,
-    (rows, depth): (usize, usize),
+    size: Size,
     x: Strided<'_>,
     panel: Strided<'_>,
     sums: Sums,
 ) {
+    let Size { rows, depth, columns } = size;
     assert!((1..=TILE_ROWS).contains(&rows), "{rows} rows");
+    assert!(columns == PANEL || columns == HALF_PANEL, "{columns} columns");
     let Some(last) = depth.checked_sub(1) else { return };
     assert!((rows - 1) * x.row + last * x.step < x.numbers.len(), "rows are missing");
-    assert!(last * panel.step + PANEL <= panel.numbers.len(), "the panel is cut off");
+    assert!(last * panel.step + columns <= panel.numbers.len(), "the panel is cut off");
     match isa {
         // SAFETY: the tables are as long as the kernels read, as checked, the sums are the caller's,
         // and the processor has the instructions.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512(rows, depth, x, panel, sums) },
+        Isa::Avx512 => unsafe { avx512(size, x, panel, sums) },
         // SAFETY: the same.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2(rows, depth, x, panel, sums) },
+        Isa::Avx2 => unsafe { avx2(size, x, panel, sums) },
         // SAFETY: the same; these instructions every processor has.
-        Isa::Baseline => unsafe { narrow::<[f32; 8]>(rows, depth, x, panel, sums) },
+        Isa::Baseline => unsafe { narrow::<[f32; 8]>(size, x, panel, sums) },
     }
 }
 
@@ -85,6 +100,7 @@ trait Register: Copy {
     /// # Safety
     /// As many numbers can be written there.
     unsafe fn store(self, to: *mut f32);
+    fn add(self, other: Self) -> Self;
     fn add_product(self, one: Self, other: Self) -> Self;
 }
 
@@ -109,6 +125,11 @@ impl Register for [f32; 8] {
     }
 
     #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        std::array::from_fn(|lane| self[lane] + other[lane])
+    }
+
+    #[inline(always)]
     fn add_product(self, one: Self, other: Self) -> Self {
         std::array::from_fn(|lane| self[lane] + one[lane] * other[lane])
     }
@@ -118,7 +139,7 @@ impl Register for [f32; 8] {
 /// the features are known; a `Register` is used only within kernels compiled for them.
 #[cfg(target_arch = "x86_64")]
 macro_rules! register {
-    ($register:ty, $lanes:literal, $splat:ident, $load:ident, $store:ident, $fma:ident) => {
+    ($register:ty, $lanes:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $fma:ident) => {
         impl Register for $register {
             const LANES: usize = $lanes;
 
@@ -141,6 +162,12 @@ macro_rules! register {
             }
 
             #[inline(always)]
+            fn add(self, other: Self) -> Self {
+                // SAFETY: see the macro.
+                unsafe { $add(self, other) }
+            }
+
+            #[inline(always)]
             fn add_product(self, one: Self, other: Self) -> Self {
                 // SAFETY: see the macro.
                 unsafe { $fma(one, other, self) }
@@ -150,45 +177,79 @@ macro_rules! register {
 }
 
 #[cfg(target_arch = "x86_64")]
-register!(__m512, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
+register!(
+    __m512,
+    16,
+    _mm512_set1_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_add_ps,
+    _mm512_fmadd_ps
+);
 #[cfg(target_arch = "x86_64")]
-register!(__m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
+register!(
+    __m256,
+    8,
+    _mm256_set1_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_add_ps,
+    _mm256_fmadd_ps
+);
 
-/// Two registers of columns, `M` rows, all steps.
+/// `C` registers of columns, `M` rows, all steps. An addition waits for the one before it, so where
+/// there are few sums, `U` steps are summed apart.
 ///
 /// # Safety
-/// `M` rows of `x` and two registers at each step of `panel` can be read, and `sums` written.
+/// `M` rows of `x` and `C` registers at each step of `panel` can be read, and `sums` written.
 #[inline(always)]
-unsafe fn registers<R: Register, const M: usize>(
+unsafe fn registers<R: Register, const M: usize, const C: usize, const U: usize>(
     depth: usize,
     (x, row, step): (*const f32, usize, usize),
     (panel, panel_step): (*const f32, usize),
     sums: Sums,
 ) {
-    // SAFETY: the caller's.
-    let mut kept: [[R; 2]; M] = std::array::from_fn(|m| unsafe {
-        let from = sums.start.add(m * sums.row);
-        [R::load(from), R::load(from.add(R::LANES))]
-    });
-    for at in 0..depth {
-        // SAFETY: the caller's.
-        unsafe {
-            let columns = panel.add(at * panel_step);
-            let (left, right) = (R::load(columns), R::load(columns.add(R::LANES)));
-            for (m, kept) in kept.iter_mut().enumerate() {
-                let number = R::splat(*x.add(m * row + at * step));
-                kept[0] = kept[0].add_product(number, left);
-                kept[1] = kept[1].add_product(number, right);
-            }
+    let mut kept = [[[R::splat(0.0); C]; M]; U];
+    for (m, kept) in kept[0].iter_mut().enumerate() {
+        for (c, kept) in kept.iter_mut().enumerate() {
+            // SAFETY: the caller's.
+            *kept = unsafe { R::load(sums.start.add(m * sums.row + c * R::LANES)) };
         }
     }
-    for (m, kept) in kept.into_iter().enumerate() {
-        // SAFETY: the caller's.
-        unsafe {
-            let to = sums.start.add(m * sums.row);
-            kept[0].store(to);
-            kept[1].store(to.add(R::LANES));
+    // SAFETY: the caller's.
+    let add = |at: usize, kept: &mut [[R; C]; M]| unsafe {
+        let columns = panel.add(at * panel_step);
+        let columns: [R; C] = std::array::from_fn(|c| R::load(columns.add(c * R::LANES)));
+        for (m, kept) in kept.iter_mut().enumerate() {
+            let number = R::splat(*x.add(m * row + at * step));
+            for (kept, columns) in kept.iter_mut().zip(columns) {
+                *kept = kept.add_product(number, columns);
+            }
         }
+    };
+    for at in 0..depth / U {
+        for (u, kept) in kept.iter_mut().enumerate() {
+            add(at * U + u, kept);
+        }
+    }
+    for at in depth / U * U..depth {
+        add(at, &mut kept[0]);
+    }
+    for m in 0..M {
+        for c in 0..C {
+            let sum = (1..U).fold(kept[0][m][c], |sum, u| sum.add(kept[u][m][c]));
+            // SAFETY: the caller's.
+            unsafe { sum.store(sums.start.add(m * sums.row + c * R::LANES)) };
+        }
+    }
+}
+
+/// Steps that are summed apart, for so many registers of sums.
+const fn steps_apart(sums: usize) -> usize {
+    match sums {
+        0..3 => 4,
+        3..8 => 2,
+        _ => 1,
     }
 }
 
@@ -210,15 +271,10 @@ macro_rules! by_rows {
 /// # Safety
 /// As [`registers`], for a whole panel.
 #[inline(always)]
-unsafe fn narrow<R: Register>(
-    rows: usize,
-    depth: usize,
-    x: Strided<'_>,
-    panel: Strided<'_>,
-    sums: Sums,
-) {
+unsafe fn narrow<R: Register>(size: Size, x: Strided<'_>, panel: Strided<'_>, sums: Sums) {
+    let Size { rows, depth, columns } = size;
     for from in (0..rows).step_by(TILE_ROWS / 2) {
-        for column in (0..PANEL).step_by(2 * R::LANES) {
+        for column in (0..columns).step_by(2 * R::LANES) {
             // SAFETY: these are parts of what the caller answers for.
             unsafe {
                 let x = (x.numbers.as_ptr().add(from * x.row), x.row, x.step);
@@ -226,7 +282,7 @@ unsafe fn narrow<R: Register>(
                 let start = sums.start.add(from * sums.row + column);
                 let sums = Sums { start, ..sums };
                 by_rows!((rows - from).min(TILE_ROWS / 2), [1 2 3 4 5 6], M => {
-                    registers::<R, M>(depth, x, panel, sums);
+                    registers::<R, M, 2, { steps_apart(2 * M) }>(depth, x, panel, sums);
                 });
             }
         }
@@ -237,23 +293,30 @@ unsafe fn narrow<R: Register>(
 /// As [`registers`]; and the processor has these instructions.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(rows: usize, depth: usize, x: Strided<'_>, panel: Strided<'_>, sums: Sums) {
+unsafe fn avx2(size: Size, x: Strided<'_>, panel: Strided<'_>, sums: Sums) {
     // SAFETY: the caller's.
-    unsafe { narrow::<__m256>(rows, depth, x, panel, sums) }
+    unsafe { narrow::<__m256>(size, x, panel, sums) }
 }
 
 /// # Safety
 /// As [`registers`]; and the processor has these instructions.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512(rows: usize, depth: usize, x: Strided<'_>, panel: Strided<'_>, sums: Sums) {
+unsafe fn avx512(size: Size, x: Strided<'_>, panel: Strided<'_>, sums: Sums) {
+    let Size { rows, depth, columns } = size;
     let x = (x.numbers.as_ptr(), x.row, x.step);
     let panel = (panel.numbers.as_ptr(), panel.step);
     // SAFETY: the caller's.
     unsafe {
-        by_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12], M => {
-            registers::<__m512, M>(depth, x, panel, sums);
-        });
+        if columns == PANEL {
+            by_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12], M => {
+                registers::<__m512, M, 2, { steps_apart(2 * M) }>(depth, x, panel, sums);
+            });
+        } else {
+            by_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12], M => {
+                registers::<__m512, M, 1, { steps_apart(M) }>(depth, x, panel, sums);
+            });
+        }
     }
 }
 
