@@ -235,11 +235,15 @@ unsafe fn registers<R: Register, const M: usize, const C: usize, const U: usize>
     for at in depth / U * U..depth {
         add(at, &mut kept[0]);
     }
-    for m in 0..M {
-        for c in 0..C {
-            let sum = (1..U).fold(kept[0][m][c], |sum, u| sum.add(kept[u][m][c]));
+    let (total, apart) = kept.split_first_mut().expect("U is at least one");
+    for apart in apart {
+        let sums = total.as_flattened_mut().iter_mut().zip(apart.as_flattened());
+        sums.for_each(|(total, apart)| *total = total.add(*apart));
+    }
+    for (m, total) in total.iter().enumerate() {
+        for (c, total) in total.iter().enumerate() {
             // SAFETY: the caller's.
-            unsafe { sum.store(sums.start.add(m * sums.row + c * R::LANES)) };
+            unsafe { total.store(sums.start.add(m * sums.row + c * R::LANES)) };
         }
     }
 }
