@@ -113,11 +113,10 @@ impl ControlTokens {
         required: &[ControlRole],
         single_token: impl Fn(&str) -> Option<u32>,
     ) -> Result<Self, Vec<&'static str>> {
-        use ControlRole::{CallOpener, DocumentEnd, HeaderEnd, MessageEnd, MessageStart};
+        use ControlRole::{DocumentEnd, HeaderEnd, MessageEnd, MessageStart};
         let names = names(frame, opener);
         let ids = names.map(&single_token);
-        let roles = frame.tags().iter().map(|(role, _)| *role).chain([CallOpener]);
-        let missing: Vec<_> = roles
+        let missing: Vec<_> = roles(frame)
             .zip(std::iter::zip(names, ids))
             .filter(|(role, (_, id))| {
                 let frames = [MessageStart, HeaderEnd, MessageEnd, DocumentEnd].contains(role);
@@ -156,8 +155,8 @@ impl ControlTokens {
     /// The id of a control token, if the tokenizer has it.
     #[must_use]
     pub fn id(&self, role: ControlRole) -> Option<u32> {
-        let mut roles = self.roles();
-        roles.position(|other| other == role).and_then(|index| self.ids[index])
+        let index = roles(self.frame).position(|other| other == role)?;
+        self.ids[index]
     }
 
     /// What the tag `id` does; none for ordinary tokens, the call's opener among them.
@@ -189,15 +188,16 @@ impl ControlTokens {
     /// For each control token whether the tokenizer has it and `allowed` does not list it.
     pub(crate) fn forbidden(&self, allowed: &[ControlRole]) -> [bool; Self::COUNT] {
         let mut forbidden = self.ids.map(|id| id.is_some());
-        for (forbidden, role) in forbidden.iter_mut().zip(self.roles()) {
+        for (forbidden, role) in forbidden.iter_mut().zip(roles(self.frame)) {
             *forbidden &= !allowed.contains(&role);
         }
         forbidden
     }
+}
 
-    fn roles(&self) -> impl Iterator<Item = ControlRole> {
-        self.frame.tags().iter().map(|(role, _)| *role).chain([ControlRole::CallOpener])
-    }
+/// In the order of [`ControlTokens::all`].
+fn roles(frame: Frame) -> impl Iterator<Item = ControlRole> {
+    frame.tags().iter().map(|(role, _)| *role).chain([ControlRole::CallOpener])
 }
 
 const fn names(frame: Frame, opener: &'static str) -> [&'static str; ControlTokens::COUNT] {

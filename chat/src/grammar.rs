@@ -95,6 +95,11 @@ mod tests {
                 ("<|python_tag|>", &["{\""]),
                 ("{not JSON", &["<|eot_id|>", "<|python_tag|>"]),
                 (&format!("{call}<|eom_id|>"), &[]),
+                ("<think>I", &["<|eot_id|>", "<|python_tag|>"]),
+                ("<think>I</think>", &["<|eot_id|>", "<|python_tag|>", "{\""]),
+                ("I</think>\n\n", &["<|eot_id|>", "<|python_tag|>", "{\""]),
+                ("I</think>\n\nIt", &["<|eot_id|>", "<|python_tag|>"]),
+                (&format!("I</think>{call}"), &["<|eot_id|>", "<|eom_id|>", "{\""]),
             ],
         );
     }
@@ -125,6 +130,9 @@ mod tests {
                 ("[f(a=1)", &[]),
                 ("[f(a=1)]", &["<|im_end|>"]),
                 ("[1, 2]", &["<|im_end|>"]),
+                ("<think>I</think>", &["<|im_end|>"]),
+                ("<think>I</think>\n[f(a=1", &[]),
+                ("<think>I</think>\n[f(a=1)]", &["<|im_end|>"]),
             ],
         );
     }

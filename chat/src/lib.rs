@@ -28,10 +28,10 @@ pub use format::{
 };
 pub use grammar::MessageGrammar;
 pub use json::python_json;
-pub use render::{Renderer, Segment};
+pub use render::{Continuation, Dialogue, Renderer, Segment, split_reasoning};
 pub use template::{
     CHAT_TEMPLATE, ChatTemplate, Clock, Conversation, EncodedConversation, PrefixBreak,
-    PrefixReport, Rendered, TemplateEncoder, TemplateError, tokenizer_config_json,
+    PrefixReport, Rendered, TemplateEncoder, TemplateError, TemplateFiles, tokenizer_config_json,
 };
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use train::train_tokenizer;

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use crate::{Format, Renderer, Tokenizer, train_tokenizer};
+use crate::{Dialogue, Format, Renderer, Tokenizer, parse_message, train_tokenizer};
 
 /// What the user of the example asks.
 pub(crate) const QUESTION: &str = "Can anna pay a lamp?";
@@ -98,32 +98,54 @@ pub(crate) struct Conversation {
 
 impl Conversation {
     pub(crate) fn example() -> Self {
-        let renderer = Renderer::new(tokenizer().clone());
+        let renderer = renderer_of(Format::Hermes);
         let mut example = Self { token_ids: Vec::new(), loss_mask: Vec::new() };
-        for segment in renderer.opening(&tools(), QUESTION).unwrap() {
-            example.push(&segment.token_ids, &segment.loss_mask);
-        }
+        let (mut dialogue, opening) = renderer.open(&tools(), QUESTION).unwrap();
+        opening.iter().for_each(|segment| example.push(&segment.token_ids, 0));
         let (lamp, anna) = (object(json!({"name": "lamp"})), object(json!({"name": "anna"})));
         let calls = [("product", &lamp), ("customer", &anna)];
-        example.push_assistant(&renderer, &renderer.assistant_message("", &calls).unwrap());
+        let message = example.push_message(renderer, &dialogue, "", &calls);
         let results = ["{\"price\": 14, \"stock\": 7}", "{\"balance\": 230}"].map(str::to_owned);
-        let segment = renderer.tool_results(&results).unwrap();
-        example.push(&segment.token_ids, &segment.loss_mask);
-        let answer = renderer.assistant_message("Anna can pay 14.", &[]).unwrap();
-        example.push_assistant(&renderer, &answer);
+        let message = parse_message(tokenizer(), &message);
+        let continuation = dialogue.answer(&message, &results).unwrap();
+        example.push(&continuation.trailer, 0);
+        example.push(&continuation.results.token_ids, 0);
+        example.push_message(renderer, &dialogue, "Anna can pay 14.", &[]);
+        example.push(&continuation.trailer, 0);
         example
     }
 
-    fn push_assistant(&mut self, renderer: &Renderer, message: &[u32]) {
-        self.push(renderer.assistant_header(), &vec![0; renderer.assistant_header().len()]);
-        self.push(message, &vec![1; message.len()]);
-        self.push(renderer.assistant_trailer(), &vec![0; renderer.assistant_trailer().len()]);
+    fn push_message(
+        &mut self,
+        renderer: &Renderer,
+        dialogue: &Dialogue,
+        text: &str,
+        calls: &[(&str, &Map<String, Value>)],
+    ) -> Vec<u32> {
+        let message = dialogue.message_of(text, calls).unwrap();
+        self.push(renderer.assistant_header(), 0);
+        self.push(&message, 1);
+        message
     }
 
-    fn push(&mut self, token_ids: &[u32], loss_mask: &[u8]) {
+    fn push(&mut self, token_ids: &[u32], mask: u8) {
         self.token_ids.extend(token_ids);
-        self.loss_mask.extend(loss_mask);
+        self.loss_mask.extend(token_ids.iter().map(|_| mask));
     }
+}
+
+/// The built-in template for a format.
+pub(crate) fn renderer_of(format: Format) -> &'static Renderer {
+    static RENDERERS: [OnceLock<Renderer>; 4] = [const { OnceLock::new() }; 4];
+    let index = Format::ALL.iter().position(|other| *other == format).unwrap();
+    RENDERERS[index]
+        .get_or_init(|| Renderer::built_in(tokenizer_of(format).clone(), Map::new()).unwrap())
+}
+
+/// What an expert writes to make a call.
+pub(crate) fn written_call(format: Format, name: &str, arguments: &Map<String, Value>) -> Vec<u32> {
+    let (dialogue, _) = renderer_of(format).open(&tools(), QUESTION).unwrap();
+    dialogue.message_of("", &[(name, arguments)]).unwrap()
 }
 
 pub(crate) fn object(value: Value) -> Map<String, Value> {

@@ -164,16 +164,6 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Reads a `tokenizer.json` from a file.
-    ///
-    /// # Errors
-    /// When the file cannot be read, and as [`Tokenizer::from_bytes`].
-    pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
-        let json = std::fs::read(path)
-            .map_err(|source| TokenizerError::Read { path: path.to_path_buf(), source })?;
-        Self::from_bytes(&json)
-    }
-
     /// The exact bytes this tokenizer was made from.
     #[must_use]
     pub fn json(&self) -> &[u8] {
@@ -397,7 +387,7 @@ mod tests {
 
     #[test]
     fn bad_files_are_errors_that_name_them() {
-        let missing = Tokenizer::from_file(Path::new("/nowhere/tokenizer.json")).unwrap_err();
+        let missing = Tokenizer::of_directory(Path::new("/nowhere")).unwrap_err();
         assert!(missing.to_string().contains("/nowhere/tokenizer.json"));
         for bytes in [&b""[..], b"{", b"[]", b"{}", b"null", b"{\"model\": 3}", b"\xff"] {
             assert!(matches!(Tokenizer::from_bytes(bytes), Err(TokenizerError::Invalid(_))));

@@ -4,10 +4,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::{
-    CallParser, Event, ParsedCall, Span,
-    text::{TrimmedText, Utf8},
-};
+use super::{CallParser, Event, ParsedCall, Span, text::TrimmedText};
 use crate::control::ControlRole::{self, CallClose, CallOpen, CallOpener, MessageEnd};
 
 /// Reads what stands between the tags of one call.
@@ -18,14 +15,9 @@ pub(crate) trait Body: Clone + fmt::Debug + Send + Sync {
     /// Whether the call is complete, so that only the closing tag is missing.
     fn is_complete(&self) -> bool;
 
-    /// `raw` is the whole text between the tags: the name and the arguments, if it is a call.
-    /// Emits what was not emitted of it.
-    fn finish(
-        &mut self,
-        raw: &str,
-        index: usize,
-        events: &mut Vec<Event>,
-    ) -> Option<(String, Map<String, Value>)>;
+    /// `raw`, to whose end it advanced, is the whole text between the tags: the name and the
+    /// arguments, if it is a call.
+    fn finish(self, raw: &str) -> Option<(String, Map<String, Value>)>;
 }
 
 /// Tells calls from the text around them. A call reaches from `<tool_call>` to the next
@@ -45,7 +37,6 @@ pub(crate) struct BlockParser<B> {
 #[derive(Debug)]
 struct Block<B> {
     body: B,
-    utf8: Utf8,
     raw: String,
     holds_tag: bool,
 }
@@ -57,14 +48,10 @@ impl<B: Body> BlockParser<B> {
     }
 
     fn end_block(&mut self, closed: bool, events: &mut Vec<Event>) {
-        let Some(mut block) = self.block.take() else { return };
-        let index = self.blocks - 1;
-        block.utf8.finish(&mut block.raw);
-        block.body.advance(&block.raw, index, events);
-        let well_delimited = closed && !block.holds_tag;
-        let parsed =
-            if well_delimited { block.body.finish(&block.raw, index, events) } else { None };
-        events.push(Event::CallFinished { index, call: ParsedCall::new(block.raw, parsed) });
+        let Some(Block { body, raw, holds_tag }) = self.block.take() else { return };
+        let parsed = if closed && !holds_tag { body.finish(&raw) } else { None };
+        let call = ParsedCall::new(raw, parsed);
+        events.push(Event::CallFinished { index: self.blocks - 1, call });
     }
 }
 
@@ -74,7 +61,7 @@ impl<B: Body> CallParser for BlockParser<B> {
             (CallOpen, _) => {
                 self.end_block(false, events);
                 let (body, raw) = (self.fresh.clone(), String::new());
-                self.block = Some(Block { body, utf8: Utf8::default(), raw, holds_tag: false });
+                self.block = Some(Block { body, raw, holds_tag: false });
                 self.blocks += 1;
             }
             (CallClose, Some(_)) => {
@@ -83,29 +70,28 @@ impl<B: Body> CallParser for BlockParser<B> {
             }
             (_, Some(block)) => {
                 block.holds_tag = true;
-                self.text(name.as_bytes(), events);
+                self.text(name, events);
             }
             (_, None) => {
                 self.closed_any |= role == CallClose;
                 self.misplaced = true;
-                self.outside.push(name.as_bytes(), events);
+                self.outside.push(name, events);
             }
         }
     }
 
-    fn text(&mut self, bytes: &[u8], events: &mut Vec<Event>) {
+    fn text(&mut self, text: &str, events: &mut Vec<Event>) {
         match &mut self.block {
             Some(block) => {
-                block.utf8.push(bytes, &mut block.raw);
+                block.raw.push_str(text);
                 block.body.advance(&block.raw, self.blocks - 1, events);
             }
-            None => self.outside.push(bytes, events),
+            None => self.outside.push(text, events),
         }
     }
 
     fn finish(&mut self, events: &mut Vec<Event>) {
         self.end_block(false, events);
-        self.outside.finish(events);
     }
 
     fn has_calls(&self) -> bool {

@@ -6,24 +6,28 @@
 //! {"name": "product", "arguments": {"name": "lamp"}}
 //! </tool_call>
 //! ```
-//! A call is a JSON object with a string `name` and an object `arguments`; further keys are
-//! ignored. Text may stand around the calls; a tag may not.
+//! A call is a JSON object with a string `name` and an object `arguments`, each given once; further
+//! keys are ignored. Text may stand around the calls, reasoning too, and the tag begins a call
+//! wherever it stands. Any other tag is misplaced.
+//!
+//! The `hermes` parser of vLLM also takes a call without a closing tag, arguments that are no
+//! object, and numbers that JSON has not (`NaN`, `1e400`); here these are malformed. One malformed
+//! call makes all of a message text there; here each call stands for itself.
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    CallParser, Event, Inexpressible, Span, ToolCallFormat,
-    block::{self, BlockParser, Body},
-    json_call::JsonCall,
+    CallParser, Inexpressible, Span, ToolCallFormat,
+    block::{self, BlockParser},
+    json_call::{self, JsonCall},
 };
-use crate::{
-    control::{
-        ControlRole::{self, CallClose, CallOpen, CallOpener},
-        Frame,
-    },
-    json::python_json,
+use crate::control::{
+    ControlRole::{self, CallClose, CallOpen, CallOpener},
+    Frame,
 };
+
+/// The key of the arguments.
+const ARGUMENTS: &str = "arguments";
 
 /// See the module.
 #[derive(Debug)]
@@ -51,57 +55,17 @@ impl ToolCallFormat for Hermes {
         text: &str,
         calls: &[(&str, &Map<String, Value>)],
     ) -> Result<Vec<Span>, Inexpressible> {
-        Ok(block::render(text, calls.iter().map(|(name, arguments)| render_body(name, arguments))))
+        Ok(block::render(text, calls.iter().map(|(name, arguments)| body(name, arguments))))
     }
 
     fn parser(&self, _tools: &[Value]) -> Box<dyn CallParser> {
-        Box::new(BlockParser::new(JsonBody { call: JsonCall::new("arguments") }))
+        Box::new(BlockParser::new(JsonCall::new(&[ARGUMENTS])))
     }
 }
 
 /// What stands between the tags of a call.
-pub(super) fn render_body(name: &str, arguments: &Map<String, Value>) -> String {
-    let name = python_json(&Value::from(name));
-    let arguments = python_json(&Value::Object(arguments.clone()));
-    format!("\n{{\"name\": {name}, \"arguments\": {arguments}}}\n")
-}
-
-#[derive(Clone, Debug)]
-struct JsonBody {
-    call: JsonCall,
-}
-
-impl Body for JsonBody {
-    fn advance(&mut self, raw: &str, index: usize, events: &mut Vec<Event>) {
-        self.call.scanner.advance(raw, false);
-        self.call.emit(raw, index, events);
-    }
-
-    fn is_complete(&self) -> bool {
-        self.call.scanner.is_balanced()
-    }
-
-    fn finish(
-        &mut self,
-        raw: &str,
-        index: usize,
-        events: &mut Vec<Event>,
-    ) -> Option<(String, Map<String, Value>)> {
-        #[derive(Deserialize)]
-        struct Call {
-            name: String,
-            arguments: Map<String, Value>,
-        }
-
-        // `serde` would take the array ["product", {}] for a call as well.
-        let is_object = raw.trim_start().starts_with('{');
-        let Call { name, arguments } = serde_json::from_str(raw).ok().filter(|_| is_object)?;
-        if name.is_empty() {
-            return None;
-        }
-        self.call.complete(&name, &arguments, index, events);
-        Some((name, arguments))
-    }
+pub(super) fn body(name: &str, arguments: &Map<String, Value>) -> String {
+    format!("\n{}\n", json_call::write(name, ARGUMENTS, arguments))
 }
 
 #[cfg(test)]
@@ -110,8 +74,8 @@ mod tests {
     use serde_json::{Map, Value, json};
 
     use crate::{
-        AssistantMessage, ControlRole, Renderer, parse_message, render_call,
-        testing::{any_arguments, any_ids, object, tokenizer},
+        AssistantMessage, ControlRole, Format, parse_message, render_call,
+        testing::{any_arguments, any_ids, object, tokenizer, written_call},
     };
 
     fn parse(text: &str) -> AssistantMessage {
@@ -188,8 +152,7 @@ mod tests {
             name in any::<String>().prop_filter("a tool has a name", |name| !name.is_empty()),
             arguments in any_arguments(),
         ) {
-            let renderer = Renderer::new(tokenizer().clone());
-            let ids = renderer.assistant_message("", &[(&name, &arguments)]).unwrap();
+            let ids = written_call(Format::Hermes, &name, &arguments);
             let message = parse_message(tokenizer(), &ids);
             prop_assert_eq!(message.calls.len(), 1);
             prop_assert_eq!(&message.calls[0].name, &name);

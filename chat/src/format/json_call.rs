@@ -1,24 +1,23 @@
 //! A call as one JSON object: what is certain of it before it is complete.
 //!
 //! The scanner follows the outer level of the object exactly and everything inside by brackets and
-//! strings alone. Whether the object is a call, `serde_json` decides when it is complete.
+//! strings alone. When the object is complete, `serde_json` says whether it is JSON.
 
 use serde_json::{Map, Value};
 
-use super::Event;
+use super::{Event, block::Body};
 use crate::json::python_json;
 
 /// Follows one JSON object while its text grows.
 #[derive(Clone, Debug)]
 pub(crate) struct ObjectScanner {
-    /// The key whose value holds the arguments.
-    arguments_key: &'static str,
+    /// The keys whose value may be the arguments.
+    arguments_keys: &'static [&'static str],
     /// How many bytes of the text it has seen.
     at: usize,
     depth: usize,
+    /// Whether the object began, with nothing before it.
     begun: bool,
-    /// Whether something stood before the object.
-    preceded: bool,
     in_string: bool,
     escaped: bool,
     place: Place,
@@ -28,7 +27,7 @@ pub(crate) struct ObjectScanner {
     name: Option<String>,
     /// Where the object of arguments begins and, once it is known, ends.
     arguments: Option<(usize, Option<usize>)>,
-    closed_at: Option<usize>,
+    closed: bool,
     broken: bool,
 }
 
@@ -51,13 +50,12 @@ enum Key {
 }
 
 impl ObjectScanner {
-    pub(crate) fn new(arguments_key: &'static str) -> Self {
+    fn new(arguments_keys: &'static [&'static str]) -> Self {
         Self {
-            arguments_key,
+            arguments_keys,
             at: 0,
             depth: 0,
             begun: false,
-            preceded: false,
             in_string: false,
             escaped: false,
             place: Place::Key,
@@ -66,30 +64,27 @@ impl ObjectScanner {
             arguments_key_seen: false,
             name: None,
             arguments: None,
-            closed_at: None,
+            closed: false,
             broken: false,
         }
     }
 
-    /// `raw` has grown. With `stop_at_end` it stops right after the object.
-    pub(crate) fn advance(&mut self, raw: &str, stop_at_end: bool) {
-        while let Some(byte) = raw.as_bytes().get(self.at) {
-            if stop_at_end && self.closed_at.is_some() {
-                break;
-            }
+    /// `raw` has grown. It goes no further than the end of the object.
+    pub(crate) fn advance(&mut self, raw: &str) {
+        while let Some(byte) = raw.as_bytes().get(self.at).filter(|_| !self.closed) {
             self.byte(raw, *byte);
             self.at += 1;
         }
     }
 
-    /// Where the text goes on after the object.
-    pub(crate) fn closed_at(&self) -> Option<usize> {
-        self.closed_at
+    /// Whether the object, well formed or not, has come to its end.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
     }
 
-    /// Whether an object began and every bracket of it is closed.
-    pub(crate) fn is_balanced(&self) -> bool {
-        self.begun && self.depth == 0 && !self.in_string
+    /// Whether the text stops inside a string.
+    pub(crate) fn is_in_string(&self) -> bool {
+        self.in_string
     }
 
     /// Whether it cannot become a JSON object any more.
@@ -157,7 +152,7 @@ impl ObjectScanner {
             (Place::Key, Some(key)) => {
                 self.key = match key.as_str() {
                     "name" => Key::Name,
-                    key if key == self.arguments_key => Key::Arguments,
+                    key if self.arguments_keys.contains(&key) => Key::Arguments,
                     _ => Key::Other,
                 };
                 self.arguments_key_seen |= self.key == Key::Arguments;
@@ -178,9 +173,8 @@ impl ObjectScanner {
     fn opened(&mut self, byte: u8) {
         match self.depth {
             0 => {
-                self.preceded |= self.broken && !self.begun;
                 self.broken |= byte != b'{' || self.begun;
-                self.begun |= byte == b'{';
+                self.begun |= !self.broken;
             }
             1 if !self.broken => {
                 let is_twice = self.arguments.is_some();
@@ -200,9 +194,7 @@ impl ObjectScanner {
     fn closed(&mut self) {
         self.depth = self.depth.saturating_sub(1);
         match self.depth {
-            0 if self.begun && !self.preceded && self.closed_at.is_none() => {
-                self.closed_at = Some(self.at + 1);
-            }
+            0 if self.begun => self.closed = true,
             0 => self.broken = true,
             1 => {
                 if let Some((_, end @ None)) = &mut self.arguments {
@@ -236,8 +228,9 @@ pub(crate) struct JsonCall {
 }
 
 impl JsonCall {
-    pub(crate) fn new(arguments_key: &'static str) -> Self {
-        Self { scanner: ObjectScanner::new(arguments_key), started: false, sent: 0 }
+    /// At the start of a call whose arguments are the value of one of `arguments_keys`.
+    pub(crate) fn new(arguments_keys: &'static [&'static str]) -> Self {
+        Self { scanner: ObjectScanner::new(arguments_keys), started: false, sent: 0 }
     }
 
     /// Emits what the scanner found since the last time.
@@ -254,20 +247,40 @@ impl JsonCall {
         }
     }
 
-    /// The call is complete and well formed: emits what the scanner did not find.
-    pub(crate) fn complete(
-        &mut self,
-        name: &str,
-        arguments: &Map<String, Value>,
-        index: usize,
-        events: &mut Vec<Event>,
-    ) {
-        if !self.started {
-            events.push(Event::CallStarted { index, name: name.to_owned() });
+    /// The name and the arguments, if `raw`, all of which was scanned, is a call.
+    pub(crate) fn read(&self, raw: &str) -> Option<(String, Map<String, Value>)> {
+        if self.scanner.is_broken() {
+            return None;
         }
-        if self.sent == 0 {
-            let delta = python_json(&Value::Object(arguments.clone()));
-            events.push(Event::Arguments { index, delta });
+        let mut object: Map<String, Value> = serde_json::from_str(raw).ok()?;
+        let mut keys = self.scanner.arguments_keys.iter();
+        match (object.remove("name")?, keys.find_map(|key| object.remove(*key))?) {
+            (Value::String(name), Value::Object(arguments)) if !name.is_empty() => {
+                Some((name, arguments))
+            }
+            _ => None,
         }
     }
+}
+
+impl Body for JsonCall {
+    fn advance(&mut self, raw: &str, index: usize, events: &mut Vec<Event>) {
+        self.scanner.advance(raw);
+        self.emit(raw, index, events);
+    }
+
+    fn is_complete(&self) -> bool {
+        self.scanner.is_closed()
+    }
+
+    fn finish(self, raw: &str) -> Option<(String, Map<String, Value>)> {
+        self.read(raw)
+    }
+}
+
+/// A call as its JSON object.
+pub(crate) fn write(name: &str, arguments_key: &str, arguments: &Map<String, Value>) -> String {
+    let name = python_json(&Value::from(name));
+    let arguments = python_json(&Value::Object(arguments.clone()));
+    format!("{{\"name\": {name}, \"{arguments_key}\": {arguments}}}")
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::{
     CALL_BYTES_MAX, CallParser, Format,
     pieces::{Piece, TagScanner},
-    text::CharCount,
+    text::{CharCount, ReasoningScanner, Utf8},
 };
 use crate::{
     control::{ControlRole, Frame},
@@ -91,6 +91,8 @@ pub struct MessageParser {
     /// A tag that ends the message unless something follows it, and what it weighs.
     held_end: Option<(ControlRole, usize)>,
     ended: bool,
+    utf8: Utf8,
+    reasoning: ReasoningScanner,
     chars: CharCount,
     control: usize,
     total: usize,
@@ -119,6 +121,8 @@ impl MessageParser {
             scanner: TagScanner::new(frame),
             held_end: None,
             ended: false,
+            utf8: Utf8::default(),
+            reasoning: ReasoningScanner::default(),
             chars: CharCount::default(),
             control: 0,
             total: 0,
@@ -173,12 +177,13 @@ impl MessageParser {
         }
         self.total += rest.len();
         self.push_bytes(&rest, &mut events);
+        self.end_text(&mut events);
         self.parser.finish(&mut events);
         self.absorb(&events);
         let evidence = Evidence {
             calls: &self.calls,
             misplaced: self.parser.is_misplaced(),
-            text_chars: self.chars.finish(),
+            text_chars: self.chars.chars(),
             control: self.control,
             total: self.total,
         };
@@ -213,12 +218,33 @@ impl MessageParser {
     fn place(&mut self, role: ControlRole, weight: usize, events: &mut Vec<Event>) {
         self.control += weight;
         self.total += weight;
+        self.end_text(events);
         self.parser.tag(role, self.frame.spelling(role), events);
     }
 
     fn push_bytes(&mut self, bytes: &[u8], events: &mut Vec<Event>) {
-        self.chars.push(bytes);
-        self.parser.text(bytes, events);
+        let mut text = String::new();
+        self.utf8.push(bytes, &mut text);
+        self.say(&text, events);
+    }
+
+    /// Nothing follows that could complete a character or a `</think>`.
+    fn end_text(&mut self, events: &mut Vec<Event>) {
+        let mut text = String::new();
+        self.utf8.finish(&mut text);
+        self.say(&text, events);
+        self.reasoning = ReasoningScanner::default();
+    }
+
+    fn say(&mut self, text: &str, events: &mut Vec<Event>) {
+        self.chars.push(text);
+        let mut rest = text;
+        while let Some(end) = self.reasoning.read(rest) {
+            self.parser.text(&rest[..end], events);
+            self.parser.reasoning_ended(events);
+            rest = &rest[end..];
+        }
+        self.parser.text(rest, events);
     }
 
     fn absorb(&mut self, events: &[Event]) {

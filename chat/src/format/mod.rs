@@ -15,6 +15,7 @@ mod llama3;
 mod message;
 mod pieces;
 mod python;
+mod python_call;
 mod pythonic;
 mod qwen_xml;
 mod schema;
@@ -175,8 +176,13 @@ pub(crate) trait CallParser: fmt::Debug + Send + Sync {
     /// Takes a tag, spelled `name`.
     fn tag(&mut self, role: ControlRole, name: &str, events: &mut Vec<Event>);
 
-    /// Takes text, perhaps cut inside a character.
-    fn text(&mut self, bytes: &[u8], events: &mut Vec<Event>);
+    /// Takes text.
+    fn text(&mut self, text: &str, events: &mut Vec<Event>);
+
+    /// The text just taken ends with the `</think>` of reasoning. Whether that began with `<think>`
+    /// is not asked, since the prompt may have begun it. A format whose calls stand at the start of
+    /// a message takes what follows for that start, as long as there is no call.
+    fn reasoning_ended(&mut self, _events: &mut Vec<Event>) {}
 
     /// The message ends here.
     fn finish(&mut self, events: &mut Vec<Event>);
@@ -211,5 +217,5 @@ impl Span {
 /// A Hermes call with its tags, as the template of the small model writes it.
 #[must_use]
 pub fn render_call(name: &str, arguments: &Map<String, Value>) -> String {
-    format!("<tool_call>{}</tool_call>", hermes::render_body(name, arguments))
+    format!("<tool_call>{}</tool_call>", hermes::body(name, arguments))
 }

@@ -1,8 +1,9 @@
-//! Python literals as JSON values: strings, decimal numbers, `True`, `False`, `None`, lists, and
-//! dicts whose keys are strings.
+//! Python literals as JSON values: strings, decimal numbers, `True`, `False`, `None`, lists, tuples
+//! (lists in JSON), and dicts whose keys are strings.
 //!
-//! What Python itself would refuse is refused here. So are string prefixes (`r"x"`), joined strings
-//! (`"a" "b"`), `\N{..}`, tuples, sets, and numbers with a base or underscores.
+//! What Python itself would refuse is refused here, `true` and `null` for instance. So are string
+//! prefixes (`r"x"`), joined strings (`"a" "b"`), `\N{..}`, sets, and numbers with a base or
+//! underscores.
 
 use std::str::Chars;
 
@@ -67,6 +68,7 @@ impl Reader<'_> {
         self.skip_white();
         match self.rest.chars().next()? {
             '[' => self.list(levels.checked_sub(1)?),
+            '(' => self.tuple(levels.checked_sub(1)?),
             '{' => self.dict(levels.checked_sub(1)?),
             '"' | '\'' => self.string().map(Value::from),
             '0'..='9' | '.' | '-' | '+' => self.number(),
@@ -81,6 +83,17 @@ impl Reader<'_> {
             Some(())
         })?;
         Some(Value::Array(items))
+    }
+
+    /// A tuple, or one value in parentheses, which no comma follows.
+    fn tuple(&mut self, levels: usize) -> Option<Value> {
+        let (mut items, text) = (Vec::new(), self.rest);
+        self.sequence("(", ")", |reader| {
+            items.push(reader.value(levels)?);
+            Some(())
+        })?;
+        let inner = text[..text.len() - self.rest.len() - 1].trim_end();
+        if items.len() == 1 && !inner.ends_with(',') { items.pop() } else { Some(items.into()) }
     }
 
     fn dict(&mut self, levels: usize) -> Option<Value> {
@@ -263,6 +276,11 @@ mod tests {
             ("None", json!(null)),
             ("[]", json!([])),
             ("[1, 'a', [None,],]", json!([1, "a", [null]])),
+            ("()", json!([])),
+            ("(1)", json!(1)),
+            ("( 'a,' )", json!("a,")),
+            ("(1 , )", json!([1])),
+            ("((1, 2), (), (3))", json!([[1, 2], [], 3])),
             ("{}", json!({})),
             ("{'a': 1, \"b\": {'c': []}, 'a': 2}", json!({"a": 2, "b": {"c": []}})),
             ("'it\"s'", json!("it\"s")),
@@ -305,7 +323,10 @@ mod tests {
             "'a' 'b'",
             "r'a'",
             "'''a''",
-            "(1,)",
+            "(,)",
+            "(1",
+            "(1]",
+            "{'a', 'b'}",
             "{1: 2}",
             "{'a'}",
             "[1 2]",
@@ -332,6 +353,7 @@ mod tests {
         assert!(read(&nested(DEPTH_MAX)).is_some());
         assert_eq!(read(&nested(DEPTH_MAX + 1)), None);
         assert_eq!(read(&"[".repeat(1_000_000)), None);
+        assert_eq!(read(&"(".repeat(1_000_000)), None);
     }
 
     proptest! {

@@ -13,6 +13,10 @@
 //! what type it has. A value cannot hold `</parameter>`, a name no angle bracket or newline. Only
 //! `<tool_call>` and `</tool_call>` are tokens; the tags inside are ordinary text. Structural states
 //! are those of the Hermes format.
+//!
+//! The `qwen3_coder` parser of vLLM also takes a function without those two tags, several of them
+//! between the tags, and missing closing tags; here these are text or malformed. There, a value ends
+//! at a `</function>` or `<parameter=` too; here it may hold them.
 
 use std::sync::Arc;
 
@@ -145,8 +149,7 @@ impl XmlBody {
         match self.place {
             Place::Function => self.expect(raw, &[(FUNCTION_OPEN, Place::FunctionName)]),
             Place::FunctionName => {
-                let name = self.name(raw)?;
-                let Some(name) = name else { return Some(Place::Broken) };
+                let Some(name) = self.name(raw)? else { return Some(Place::Broken) };
                 self.name.clone_from(&name);
                 events.push(Event::CallStarted { index, name });
                 Some(Place::Parameter)
@@ -162,8 +165,7 @@ impl XmlBody {
                 Some(place)
             }
             Place::ParameterName => {
-                let name = self.name(raw)?;
-                let Some(name) = name else { return Some(Place::Broken) };
+                let Some(name) = self.name(raw)? else { return Some(Place::Broken) };
                 self.parameter = name;
                 self.searched = self.at;
                 Some(Place::Value)
@@ -247,15 +249,8 @@ impl Body for XmlBody {
         self.place == Place::Closed
     }
 
-    fn finish(
-        &mut self,
-        _raw: &str,
-        _index: usize,
-        _events: &mut Vec<Event>,
-    ) -> Option<(String, Map<String, Value>)> {
-        let name = std::mem::take(&mut self.name);
-        let arguments = std::mem::take(&mut self.arguments).into_entries();
-        (self.place == Place::Closed).then_some((name, arguments))
+    fn finish(self, _raw: &str) -> Option<(String, Map<String, Value>)> {
+        (self.place == Place::Closed).then(|| (self.name, self.arguments.into_entries()))
     }
 }
 

@@ -63,7 +63,7 @@ fn typed(name: &str, text: &str) -> Option<Value> {
     let trimmed = text.trim();
     match name {
         "string" => Some(Value::from(text)),
-        "integer" => json(trimmed).filter(|value| value.is_i64() || value.is_u64()),
+        "integer" => json(trimmed).filter(is_whole),
         "number" => json(trimmed).filter(Value::is_number),
         "boolean" if trimmed.eq_ignore_ascii_case("true") => Some(Value::from(true)),
         "boolean" if trimmed.eq_ignore_ascii_case("false") => Some(Value::from(false)),
@@ -72,6 +72,11 @@ fn typed(name: &str, text: &str) -> Option<Value> {
         "object" => literal(trimmed).filter(Value::is_object),
         _ => None,
     }
+}
+
+/// An integer as JSON Schema has it: 2.0 is one.
+fn is_whole(value: &Value) -> bool {
+    value.as_f64().is_some_and(|number| number.fract() == 0.0)
 }
 
 /// JSON, or what models write in its place.
@@ -118,6 +123,9 @@ mod tests {
             ("s", " \"x\" ", json!(" \"x\" ")),
             ("i", "-3", json!(-3)),
             ("i", "3.5", json!("3.5")),
+            ("i", "3.0", json!(3.0)),
+            ("i", "-0", json!(-0.0)),
+            ("i", "18446744073709551615", json!(u64::MAX)),
             ("i", "many", json!("many")),
             ("n", "2.5", json!(2.5)),
             ("n", "2", json!(2)),
@@ -128,6 +136,7 @@ mod tests {
             ("a", "['x', None]", json!(["x", null])),
             ("o", "{\"k\": true}", json!({"k": true})),
             ("o", "[1]", json!("[1]")),
+            ("n", "1e400", json!("1e400")),
             ("maybe", "null", json!(null)),
             ("maybe", "nothing", json!("nothing")),
             ("either", "4", json!(4)),

@@ -45,32 +45,12 @@ fn is_incomplete(bytes: &[u8]) -> bool {
 /// follows it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TrimmedText {
-    utf8: Utf8,
     begun: bool,
     white: String,
 }
 
 impl TrimmedText {
-    /// Takes more bytes.
-    pub(crate) fn push(&mut self, bytes: &[u8], events: &mut Vec<Event>) {
-        let mut text = String::new();
-        self.utf8.push(bytes, &mut text);
-        self.emit(&text, events);
-    }
-
-    /// The message ends here.
-    pub(crate) fn finish(&mut self, events: &mut Vec<Event>) {
-        let mut text = String::new();
-        self.utf8.finish(&mut text);
-        self.emit(&text, events);
-    }
-
-    /// Whether anything but white space came.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.begun
-    }
-
-    fn emit(&mut self, text: &str, events: &mut Vec<Event>) {
+    pub(crate) fn push(&mut self, text: &str, events: &mut Vec<Event>) {
         let text = if self.begun { text } else { text.trim_start() };
         let (solid, white) = text.split_at(text.trim_end().len());
         if !solid.is_empty() {
@@ -79,35 +59,57 @@ impl TrimmedText {
         }
         self.white.push_str(white);
     }
+
+    /// Whether anything but white space came.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun
+    }
 }
 
 /// Counts the characters of the trimmed text.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CharCount {
-    text: TrimmedText,
     chars: usize,
+    white: usize,
 }
 
 impl CharCount {
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
-        let mut events = Vec::new();
-        self.text.push(bytes, &mut events);
-        self.count(&events);
+    pub(crate) fn push(&mut self, text: &str) {
+        let text = if self.chars == 0 { text.trim_start() } else { text };
+        let (solid, white) = text.split_at(text.trim_end().len());
+        if !solid.is_empty() {
+            self.chars += std::mem::take(&mut self.white) + solid.chars().count();
+        }
+        self.white += white.chars().count();
     }
 
-    pub(crate) fn finish(mut self) -> usize {
-        let mut events = Vec::new();
-        self.text.finish(&mut events);
-        self.count(&events);
+    pub(crate) fn chars(&self) -> usize {
         self.chars
     }
+}
 
-    fn count(&mut self, events: &[Event]) {
-        for event in events {
-            if let Event::Text(text) = event {
-                self.chars += text.chars().count();
-            }
-        }
+/// What ends the reasoning of a message. It is text like the reasoning itself, also where a tokenizer
+/// has a token for it.
+pub(crate) const REASONING_END: &str = "</think>";
+
+/// Finds where reasoning ends.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ReasoningScanner {
+    /// How much of [`REASONING_END`] came last. Its first byte is in it once, so that is all there is
+    /// to know.
+    matched: usize,
+}
+
+impl ReasoningScanner {
+    /// Reads `text` up to where reasoning ends, and says where that is; all of it, if nowhere.
+    pub(crate) fn read(&mut self, text: &str) -> Option<usize> {
+        let end = text.bytes().position(|byte| {
+            let goes_on = byte == REASONING_END.as_bytes()[self.matched];
+            self.matched = if goes_on { self.matched + 1 } else { usize::from(byte == b'<') };
+            self.matched == REASONING_END.len()
+        })?;
+        self.matched = 0;
+        Some(end + 1)
     }
 }
 
@@ -115,7 +117,7 @@ impl CharCount {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{CharCount, TrimmedText, Utf8};
+    use super::{CharCount, ReasoningScanner, TrimmedText, Utf8};
     use crate::format::Event;
 
     /// Bytes of which many are nearly a character.
@@ -141,15 +143,15 @@ mod tests {
         }
 
         #[test]
-        fn trimmed_text_is_that_of_all_bytes_at_once(pieces in bytes()) {
-            let whole = String::from_utf8_lossy(&pieces.concat()).trim().to_owned();
+        fn trimmed_text_is_that_of_all_pieces_at_once(
+            pieces in prop::collection::vec("[ \n\u{3000}a\u{e9}]{0,4}", 0..12),
+        ) {
             let (mut trimmed, mut events, mut count) =
                 (TrimmedText::default(), Vec::new(), CharCount::default());
             for piece in &pieces {
                 trimmed.push(piece, &mut events);
                 count.push(piece);
             }
-            trimmed.finish(&mut events);
             let text: String = events
                 .iter()
                 .map(|event| match event {
@@ -157,8 +159,27 @@ mod tests {
                     _ => "not text",
                 })
                 .collect();
-            prop_assert_eq!(count.finish(), whole.chars().count());
-            prop_assert_eq!(text, whole);
+            let whole = pieces.concat();
+            prop_assert_eq!(count.chars(), whole.trim().chars().count());
+            prop_assert_eq!(text, whole.trim());
+        }
+
+        #[test]
+        fn reasoning_ends_where_the_tag_ends(
+            pieces in prop::collection::vec("(<|</think>|</|think>|</thi|nk>|x){0,3}", 0..8),
+        ) {
+            let (mut scanner, mut ends, mut read) = (ReasoningScanner::default(), Vec::new(), 0);
+            for piece in &pieces {
+                let mut rest = piece.as_str();
+                while let Some(end) = scanner.read(rest) {
+                    ends.push(read + piece.len() - rest.len() + end);
+                    rest = &rest[end..];
+                }
+                read += piece.len();
+            }
+            let whole = pieces.concat();
+            let found = whole.match_indices("</think>").map(|(at, tag)| at + tag.len());
+            prop_assert_eq!(ends, found.collect::<Vec<_>>());
         }
     }
 }

@@ -1,12 +1,95 @@
-//! The chat template of the small model, for everything outside Ballast that serves it.
+//! The chat template of the small model, and of every checkpoint that comes without one.
 
 use serde_json::json;
 
-use crate::json::python_json;
+use crate::{control::Frame, format::Format, json::python_json};
 
-/// Jinja template that renders what [`crate::Renderer`] renders, through `apply_chat_template` of
-/// `transformers` or any server that uses it. The system message lists the tools and nothing else.
+/// The chat template of the small model: the system message lists the tools and nothing else, calls
+/// are those of the Hermes format. It renders alike in `transformers` and any server that uses it.
 pub const CHAT_TEMPLATE: &str = include_str!("../chat_template.jinja");
+
+/// The same between the headers of Llama 3, with its calls.
+const LLAMA3: &str = include_str!("../chat_template_llama3.jinja");
+
+/// What writes the calls of a message in either template.
+const CALLS: (&str, &str) = ("        {%- for call in message.tool_calls", "{%- endfor %}\n");
+
+/// Takes its place for the Qwen XML format.
+const QWEN_XML_CALLS: &str = r"        {%- for call in message.tool_calls or [] %}
+            {%- if message.content or not loop.first %}
+                {{- '\n' }}
+            {%- endif %}
+            {%- set function = call.function or call %}
+            {{- '<tool_call>\n<function=' + function.name + '>\n' }}
+            {%- for name, value in function.arguments.items() %}
+                {{- '<parameter=' + name + '>\n' }}
+                {{- value if value is string else value | tojson }}
+                {{- '\n</parameter>\n' }}
+            {%- endfor %}
+            {{- '</function>\n</tool_call>' }}
+        {%- endfor %}
+";
+
+/// Takes its place for the Pythonic format.
+const PYTHONIC_CALLS: &str = r"        {%- for call in message.tool_calls or [] %}
+            {%- set function = call.function or call %}
+            {{- '[' if loop.first else ', ' }}
+            {{- function.name + '(' }}
+            {%- for name, value in function.arguments.items() %}
+                {{- name + '=' }}
+                {{- literal(value) }}
+                {{- '' if loop.last else ', ' }}
+            {%- endfor %}
+            {{- ')' }}
+            {{- ']' if loop.last }}
+        {%- endfor %}
+";
+
+/// Writes a value as Python does, its strings as JSON does, which are Python's too.
+const LITERAL: &str = r"{%- macro literal(value) %}
+    {%- if value is mapping %}
+        {{- '{' }}
+        {%- for key, item in value.items() %}
+            {{- key | tojson }}
+            {{- ': ' }}
+            {{- literal(item) }}
+            {{- '' if loop.last else ', ' }}
+        {%- endfor %}
+        {{- '}' }}
+    {%- elif value is string or value is number and value is not boolean %}
+        {{- value | tojson }}
+    {%- elif value is iterable %}
+        {{- '[' }}
+        {%- for item in value %}
+            {{- literal(item) }}
+            {{- '' if loop.last else ', ' }}
+        {%- endfor %}
+        {{- ']' }}
+    {%- else %}
+        {{- value | string }}
+    {%- endif %}
+{%- endmacro %}
+";
+
+/// The template of a checkpoint that has none.
+pub(super) fn source(format: Format, frame: Frame) -> String {
+    let template = match frame {
+        Frame::ChatMl => CHAT_TEMPLATE,
+        Frame::Llama3 => LLAMA3,
+    };
+    match format {
+        Format::Hermes | Format::Llama3 => template.to_owned(),
+        Format::QwenXml => with_calls(template, QWEN_XML_CALLS),
+        Format::Pythonic => LITERAL.to_owned() + &with_calls(template, PYTHONIC_CALLS),
+    }
+}
+
+fn with_calls(template: &str, calls: &str) -> String {
+    let (begin, end) = CALLS;
+    let (before, rest) = template.split_once(begin).unwrap_or((template, ""));
+    let (_, after) = rest.split_once(end).unwrap_or_default();
+    [before, calls, after].concat()
+}
 
 /// Contents of a `tokenizer_config.json` that lets `transformers` load the tokenizer: which tokens
 /// end and pad a sequence, and the chat template.
@@ -49,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_template_renders_what_the_renderer_renders() {
+    fn the_template_renders_the_example() {
         let (messages, tools) = (messages(), tools());
         let render = |messages, add_generation_prompt| {
             let tools = Some(&*tools);
@@ -63,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_template_gives_the_ids_of_the_renderer() {
+    fn a_conversation_at_once_has_the_ids_of_one_turn_by_turn() {
         let (messages, tools) = (messages(), tools());
         let encoder = TemplateEncoder::new(template(), tokenizer().clone()).unwrap();
         let conversation =

@@ -10,12 +10,15 @@ const CONFIG_FILE: &str = "tokenizer_config.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Further templates beside the first, one file each, as `transformers` saves them.
 const MORE_TEMPLATES: &str = "additional_chat_templates";
-/// Far above any real one: the largest list every added token of a large vocabulary.
-const MAX_FILE_BYTES: u64 = 32 << 20;
 /// How many templates a checkpoint may have.
 const TEMPLATES_MAX: usize = 64;
 
-/// What a checkpoint directory says about its chat template.
+/// The files of a checkpoint that say how conversations are written: its chat templates and the
+/// tokens that they may name. By file name inside the checkpoint directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TemplateFiles(BTreeMap<String, Vec<u8>>);
+
+/// What the files say.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     /// By name: `default`, `tool_use` or any other. Each with the file it is from and its source.
@@ -24,44 +27,99 @@ pub(super) struct Found {
     pub(super) special_tokens: Map<String, Value>,
 }
 
-/// Looks where `transformers` looks: a `chat_template.jinja` goes before `tokenizer_config.json`.
-pub(super) fn find(dir: &Path) -> Result<Found, TemplateError> {
+impl TemplateFiles {
+    /// Far above any real one: the largest list every added token of a large vocabulary.
+    pub const FILE_BYTES_MAX: u64 = 32 << 20;
+
+    /// Reads those that a checkpoint directory has, perhaps none.
+    ///
+    /// # Errors
+    /// A file that is there cannot be read.
+    pub fn read(dir: &Path) -> Result<Self, TemplateError> {
+        let more = dir.join(MORE_TEMPLATES);
+        let entries = match std::fs::read_dir(&more) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            entries => Some(entries.map_err(|source| TemplateError::Read { path: more, source })?),
+        };
+        let entries = entries.into_iter().flatten().filter_map(Result::ok);
+        let more = entries
+            .filter_map(|entry| Some(format!("{MORE_TEMPLATES}/{}", entry.file_name().to_str()?)));
+        let names = [CONFIG_FILE, TEMPLATE_FILE].map(str::to_owned).into_iter().chain(more);
+        let mut files = BTreeMap::new();
+        for name in names.filter(|name| Self::has_place_for(name)).take(TEMPLATES_MAX) {
+            if let Some(contents) = read(&dir.join(&name))? {
+                files.insert(name, contents);
+            }
+        }
+        Ok(Self(files))
+    }
+
+    /// Whether a file of this name can be one of them. No such name leads out of a directory.
+    #[must_use]
+    pub fn has_place_for(name: &str) -> bool {
+        let inside = name.strip_prefix(MORE_TEMPLATES).and_then(|rest| rest.strip_prefix('/'));
+        let stem = inside.and_then(|file| file.strip_suffix(".jinja")).unwrap_or_default();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+        [CONFIG_FILE, TEMPLATE_FILE].contains(&name)
+            || (!stem.is_empty() && stem.chars().all(plain))
+    }
+
+    /// Names and contents, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.0.iter().map(|(name, contents)| (name.as_str(), contents.as_slice()))
+    }
+}
+
+impl FromIterator<(String, Vec<u8>)> for TemplateFiles {
+    /// Leaves out files that have no place among them.
+    fn from_iter<I: IntoIterator<Item = (String, Vec<u8>)>>(files: I) -> Self {
+        Self(files.into_iter().filter(|(name, _)| Self::has_place_for(name)).collect())
+    }
+}
+
+/// What `transformers` would find: a `chat_template.jinja` goes before `tokenizer_config.json`.
+pub(super) fn find(files: &TemplateFiles) -> Result<Found, TemplateError> {
     let mut found = Found::default();
-    if let Some(text) = read(&dir.join(CONFIG_FILE))? {
-        let config: Value = serde_json::from_str(&text).map_err(|e| TemplateError::Config {
-            file: CONFIG_FILE.into(),
-            reason: e.to_string(),
+    if let Some(contents) = files.0.get(CONFIG_FILE) {
+        let config: Value = serde_json::from_slice(contents).map_err(|e| {
+            TemplateError::Config { file: CONFIG_FILE.into(), reason: e.to_string() }
         })?;
         found.special_tokens = special_tokens(&config);
         found.templates = templates_of_config(&config)?;
     }
-    if let Some(source) = read(&dir.join(TEMPLATE_FILE))? {
-        found.templates = additional(&dir.join(MORE_TEMPLATES))?;
+    if let Some(contents) = files.0.get(TEMPLATE_FILE) {
+        found.templates = additional(files)?;
+        let source = text(TEMPLATE_FILE, contents)?;
         found.templates.insert("default".into(), (TEMPLATE_FILE.into(), source));
-    }
-    if found.templates.is_empty() {
-        return Err(TemplateError::Missing(dir.to_path_buf()));
     }
     Ok(found)
 }
 
-/// The text of a file, or none if there is no such file.
-fn read(path: &Path) -> Result<Option<String>, TemplateError> {
+/// The contents of a file, or none if there is no such file.
+fn read(path: &Path) -> Result<Option<Vec<u8>>, TemplateError> {
     let failed = |source| TemplateError::Read { path: path.to_path_buf(), source };
     let file = match std::fs::File::open(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(failed)?,
     };
-    let mut text = String::new();
-    let bytes = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
-    if bytes as u64 > MAX_FILE_BYTES {
+    let mut contents = Vec::new();
+    let limit = TemplateFiles::FILE_BYTES_MAX;
+    file.take(limit + 1).read_to_end(&mut contents).map_err(failed)?;
+    if contents.len() as u64 > limit {
         return Err(TemplateError::TooLarge {
             what: path.display().to_string(),
-            limit: MAX_FILE_BYTES as usize,
+            limit: limit as usize,
             remedy: "no tokenizer or template needs that much",
         });
     }
-    Ok(Some(text))
+    Ok(Some(contents))
+}
+
+fn text(file: &str, contents: &[u8]) -> Result<String, TemplateError> {
+    String::from_utf8(contents.to_vec()).map_err(|e| TemplateError::Config {
+        file: file.to_owned(),
+        reason: format!("is not UTF-8 ({e})"),
+    })
 }
 
 /// `chat_template` is a text, or a list of `{"name": ..., "template": ...}`.
@@ -99,24 +157,12 @@ fn templates_of_config(
     Ok(templates)
 }
 
-fn additional(dir: &Path) -> Result<BTreeMap<String, (String, String)>, TemplateError> {
-    let failed = |source| TemplateError::Read { path: dir.to_path_buf(), source };
-    let entries = match std::fs::read_dir(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        entries => entries.map_err(failed)?,
-    };
-    let mut templates = BTreeMap::new();
-    for entry in entries.take(TEMPLATES_MAX) {
-        let path = entry.map_err(failed)?.path();
-        let stem = path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned);
-        if let Some(name) = stem.filter(|_| path.extension().is_some_and(|e| e == "jinja"))
-            && let Some(source) = read(&path)?
-        {
-            let file = format!("{MORE_TEMPLATES}/{name}.jinja");
-            templates.insert(name, (file, source));
-        }
-    }
-    Ok(templates)
+fn additional(files: &TemplateFiles) -> Result<BTreeMap<String, (String, String)>, TemplateError> {
+    let more = files.0.iter().filter_map(|(file, contents)| {
+        let name = file.strip_prefix(MORE_TEMPLATES)?.strip_prefix('/')?.strip_suffix(".jinja")?;
+        Some((name.to_owned(), file, contents))
+    });
+    more.map(|(name, file, contents)| Ok((name, (file.clone(), text(file, contents)?)))).collect()
 }
 
 /// Every `..._token` that is set, a text or an object with its `content`.
@@ -135,7 +181,7 @@ fn special_tokens(config: &Value) -> Map<String, Value> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{Found, find};
+    use super::{Found, TemplateFiles, find};
 
     /// A checkpoint directory with these files.
     fn found(files: &[(&str, &str)]) -> Result<Found, String> {
@@ -145,7 +191,8 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        find(dir.path()).map_err(|error| error.to_string())
+        let read = TemplateFiles::read(dir.path()).and_then(|files| find(&files));
+        read.map_err(|error| error.to_string())
     }
 
     fn names(found: &Found) -> Vec<(&str, &str)> {
@@ -180,13 +227,30 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (config, words) in [
             ("{", "tokenizer_config.json: EOF"),
-            ("{}", "has no chat template"),
             ("{\"chat_template\": 3}", "a text or a list"),
             ("{\"chat_template\": [{\"name\": \"x\"}]}", "chat_template[0]"),
-            ("[]", "has no chat template"),
         ] {
             let error = found(&[("tokenizer_config.json", config)]).unwrap_err();
             assert!(error.contains(words), "{error}");
         }
+        for silent in ["{}", "[]", "{\"chat_template\": null}"] {
+            assert!(found(&[("tokenizer_config.json", silent)]).unwrap().templates.is_empty());
+        }
+    }
+
+    #[test]
+    fn only_files_of_templates_are_taken() {
+        let names = ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"];
+        let others = [
+            "config.json",
+            "additional_chat_templates/../x.jinja",
+            "additional_chat_templates/.jinja",
+            "additional_chat_templates/a.txt",
+            "/etc/passwd",
+            "../chat_template.jinja",
+        ];
+        let files = names.iter().chain(&others).map(|name| ((*name).to_owned(), Vec::new()));
+        let kept = TemplateFiles::from_iter(files);
+        assert_eq!(kept.iter().map(|(name, _)| name).collect::<Vec<_>>(), [names[1], names[0]]);
     }
 }

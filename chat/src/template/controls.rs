@@ -12,7 +12,7 @@
 //! A template that *deletes* something in the middle of a text (`replace`), or glues single pieces
 //! of it to others, can still make a token of it; none of the families we know does.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use aho_corasick::{AhoCorasick, Input, MatchKind};
 use serde::Deserialize;
@@ -105,10 +105,13 @@ impl Controls {
             if token.content.chars().nth(1).is_none() {
                 return Err(refusal("is a single character, which cannot be told apart from text"));
             }
+            // What delimits messages does so whether or not the file calls it special.
+            let control = tokenizer.control();
+            let delimits = token.id == control.im_start || control.is_stop(token.id);
             tokens.push(Control {
                 id: token.id,
                 spelling: token.content,
-                special: token.special,
+                special: token.special || delimits,
                 strips_before: token.lstrip,
                 strips_after: token.rstrip,
             });
@@ -135,11 +138,17 @@ impl Controls {
         self.ids.contains(&id)
     }
 
-    /// The control tokens that `text` spells with no cut inside: start, end, token. `cuts` ascend.
-    pub(super) fn spelled_in(&self, text: &str, cuts: &[usize]) -> Vec<(usize, usize, &Control)> {
+    /// The control tokens that a part of `text`, which begins between two tokens, spells with no
+    /// cut inside: start, end, token. `cuts` ascend.
+    pub(super) fn spelled_in(
+        &self,
+        text: &str,
+        cuts: &[usize],
+        part: Range<usize>,
+    ) -> Vec<(usize, usize, &Control)> {
         let mut found = Vec::new();
-        let mut from = 0;
-        while let Some(spelled) = self.spellings.find(Input::new(text).range(from..)) {
+        let mut from = part.start;
+        while let Some(spelled) = self.spellings.find(Input::new(text).range(from..part.end)) {
             let (start, end) = (spelled.start(), spelled.end());
             let next_cut = cuts.partition_point(|&cut| cut <= start);
             if cuts.get(next_cut).is_some_and(|&cut| cut < end) {

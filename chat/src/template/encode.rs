@@ -4,12 +4,15 @@
 //! that covers); all other text is encoded as untrusted; a generation block begins and ends
 //! between two tokens, as it does when the policy samples its content behind a prompt.
 
+use std::ops::Range;
+
+use serde_json::Value as Json;
+
 use super::{
-    chat::{ChatTemplate, Conversation},
+    chat::{ChatTemplate, Conversation, Texts},
     controls::Controls,
     error::TemplateError,
     marks::Stripped,
-    prefix::PrefixBreak,
 };
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -54,58 +57,58 @@ impl TemplateEncoder {
         &self,
         conversation: &Conversation<'_>,
     ) -> Result<EncodedConversation, TemplateError> {
-        let rendered = self.template.render_marked(conversation, Some(&self.controls))?;
-        self.encode_from(&rendered, 0)
+        let rendered = self.render(conversation)?;
+        self.encode_part(&rendered, 0..rendered.text.len())
     }
 
-    /// What the policy reads between its message `messages[reply]` and its next one: everything
-    /// behind the token that ended its message, the header of the next included. The message is
-    /// needed in its place, but none of its tokens are in what comes back, so it does not matter
-    /// that a template writes it otherwise than the policy did.
-    ///
-    /// # Errors
-    /// When the template does not keep what it wrote, and as [`TemplateEncoder::encode`].
-    pub fn encode_after(
+    /// The tokenizer.
+    pub(crate) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// What the template writes, with the texts of the conversation kept from forging anything.
+    pub(crate) fn render(
         &self,
         conversation: &Conversation<'_>,
-        reply: usize,
-    ) -> Result<EncodedConversation, TemplateError> {
-        let Some(shown) = conversation.messages.get(..=reply) else {
-            let wanted = "part of the conversation";
-            return Err(TemplateError::Message { index: reply, wanted });
-        };
-        let shown = Conversation { messages: shown, add_generation_prompt: false, ..*conversation };
-        let before = self.template.render_marked(&shown, Some(&self.controls))?;
-        let after = self.template.render_marked(conversation, Some(&self.controls))?;
-        if !after.text.starts_with(&before.text) {
-            let at = (reply + 1).min(conversation.messages.len() - 1);
-            let broken = PrefixBreak::between(before.text, after.text, at, conversation.messages);
-            return Err(TemplateError::NotPreserving(Box::new(broken)));
-        }
-        let spelled = self.controls.spelled_in(&before.text, &before.cuts);
-        let end = spelled.last().map_or(before.text.len(), |&(_, end, _)| end);
-        self.encode_from(&after, end)
+    ) -> Result<Stripped, TemplateError> {
+        self.template.render_marked(conversation, Some(&self.controls))
     }
 
-    fn encode_from(
+    /// The texts of a conversation, kept from forging anything.
+    pub(crate) fn texts(&self, conversation: &Conversation<'_>) -> Result<Texts, TemplateError> {
+        Texts::of(conversation, Some(&self.controls))
+    }
+
+    /// Adds a message to them.
+    pub(crate) fn push(&self, texts: &mut Texts, message: &Json) -> Result<(), TemplateError> {
+        texts.push(message, Some(&self.controls))
+    }
+
+    /// Where, from the byte `from` on, the first token ends that ends an assistant's message.
+    pub(crate) fn stop_after(&self, rendered: &Stripped, from: usize) -> Option<usize> {
+        let Stripped { text, cuts, .. } = rendered;
+        let mut spelled = self.controls.spelled_in(text, cuts, from..text.len()).into_iter();
+        let stop = spelled.find(|(_, _, control)| self.tokenizer.control().is_stop(control.id));
+        stop.map(|(_, end, _)| end)
+    }
+
+    /// The token ids of a part of a text that begins and ends between two tokens.
+    pub(crate) fn encode_part(
         &self,
         rendered: &Stripped,
-        from: usize,
+        part: Range<usize>,
     ) -> Result<EncodedConversation, TemplateError> {
         let Stripped { text, cuts, spans } = rendered;
         let mut encoded = EncodedConversation::default();
-        let mut at = from;
+        let mut at = part.start;
         let mut strips = false;
-        for (start, end, control) in self.controls.spelled_in(text, cuts) {
-            if start < at {
-                continue;
-            }
+        for (start, end, control) in self.controls.spelled_in(text, cuts, part.clone()) {
             let between = (at, start, strips, control.strips_before);
             self.push_text(&mut encoded, text, between, spans)?;
             encoded.push(&[control.id], is_inside(spans, start));
             (at, strips) = (end, control.strips_after);
         }
-        self.push_text(&mut encoded, text, (at, text.len(), strips, false), spans)?;
+        self.push_text(&mut encoded, text, (at, part.end, strips, false), spans)?;
         Ok(encoded)
     }
 
@@ -115,7 +118,7 @@ impl TemplateEncoder {
         encoded: &mut EncodedConversation,
         text: &str,
         (mut start, mut end, strips_start, strips_end): (usize, usize, bool, bool),
-        spans: &[std::ops::Range<usize>],
+        spans: &[Range<usize>],
     ) -> Result<(), TemplateError> {
         if strips_start {
             start += text[start..end].len() - text[start..end].trim_start().len();
@@ -155,7 +158,7 @@ impl std::fmt::Debug for TemplateEncoder {
     }
 }
 
-fn is_inside(spans: &[std::ops::Range<usize>], at: usize) -> bool {
+fn is_inside(spans: &[Range<usize>], at: usize) -> bool {
     spans.iter().any(|span| span.contains(&at))
 }
 
@@ -245,39 +248,6 @@ mod tests {
         };
         assert_eq!(encode("assistant"), [tokenizer.encode("<tool_call>").unwrap()[0]]);
         assert_eq!(encode("user"), [0; 0]);
-    }
-
-    #[test]
-    fn what_follows_a_reply_is_what_the_whole_has_behind_it() {
-        let messages = [
-            json!({"role": "user", "content": "a"}),
-            json!({"role": "assistant", "content": "b"}),
-            json!({"role": "tool", "content": "c"}),
-        ];
-        let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
-                      {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-        let encoder = encoder(source, tokenizer());
-        let conversation = Conversation {
-            messages: &messages,
-            add_generation_prompt: true,
-            ..Conversation::default()
-        };
-        let after = encoder.encode_after(&conversation, 1).unwrap().token_ids;
-        assert_eq!(
-            tokenizer().decode(&after),
-            "\n<|im_start|>tool\nc<|im_end|>\n<|im_start|>assistant\n"
-        );
-        assert!(encoder.encode(&conversation).unwrap().token_ids.ends_with(&after));
-        assert!(encoder.encode_after(&conversation, 3).is_err());
-    }
-
-    #[test]
-    fn a_template_that_rewrites_its_past_cannot_be_continued() {
-        let messages = [json!({"role": "assistant", "content": "a"}), json!({"role": "user"})];
-        let encoder = encoder("{{ messages | length }}<|im_end|>", tokenizer());
-        let conversation = Conversation { messages: &messages, ..Conversation::default() };
-        let error = encoder.encode_after(&conversation, 0).unwrap_err().to_string();
-        assert!(error.contains("with message 1 (user), the text changes at byte 0"), "{error}");
     }
 
     fn any_piece() -> impl Strategy<Value = String> {

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     io::{self, Write},
-    thread,
+    panic::{self, AssertUnwindSafe},
 };
 
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
@@ -27,6 +27,8 @@ pub(super) struct Engine {
     file: String,
     environment: Environment<'static>,
     marks_generation: bool,
+    /// What it asks for and does not define itself, functions left out.
+    variables: Vec<String>,
 }
 
 /// What `raise_exception` was called with.
@@ -63,14 +65,32 @@ impl Engine {
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let (source, marks_generation) = generation::rewrite_tags(&source);
         let mut environment = environment(clock);
-        on_own_stack(file, || {
-            environment.add_template_owned(NAME, source).map_err(|error| TemplateError::Syntax {
+        let variables = on_own_stack(file, || {
+            let syntax = |error: Error| TemplateError::Syntax {
                 file: file.to_owned(),
                 line: error.line().unwrap_or(1),
                 reason: reason(&error),
-            })
+            };
+            environment.add_template_owned(NAME, source).map_err(syntax)?;
+            let asked = environment.get_template(NAME).map_err(syntax)?.undeclared_variables(false);
+            let is_function =
+                |name: &String| environment.globals().any(|(global, _)| global == name);
+            let mut variables: Vec<_> =
+                asked.into_iter().filter(|name| !is_function(name)).collect();
+            variables.sort_unstable();
+            Ok(variables)
         })?;
-        Ok(Self { file: file.to_owned(), environment, marks_generation })
+        Ok(Self { file: file.to_owned(), environment, marks_generation, variables })
+    }
+
+    /// What errors call it.
+    pub(super) fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The variables it asks for.
+    pub(super) fn variables(&self) -> impl Iterator<Item = &str> {
+        self.variables.iter().map(String::as_str)
     }
 
     /// Whether the template has `{% generation %}` blocks.
@@ -180,20 +200,18 @@ fn environment(clock: Option<Clock>) -> Environment<'static> {
 
 /// Runs what a template, which comes from outside, may turn against the process: the engine
 /// recurses over expressions and nested values as deep as they are, and an odd slice makes it
-/// panic. A stack that holds the worst the limits allow, on a thread whose panic is an error,
-/// contains both. Whatever holds values has to be dropped inside `run`.
-fn on_own_stack<T: Send>(
+/// panic. A stack that holds the worst the limits allow contains the one, and a panic is caught.
+/// Whatever holds values has to be dropped inside `run`. A thread would do as well, but to wait for
+/// one takes longer than most templates do, far longer where the cores are busy.
+fn on_own_stack<T>(
     file: &str,
-    run: impl FnOnce() -> Result<T, TemplateError> + Send,
+    run: impl FnOnce() -> Result<T, TemplateError>,
 ) -> Result<T, TemplateError> {
-    let failed = |reason: &str| TemplateError::Engine { file: file.into(), reason: reason.into() };
-    thread::scope(|scope| {
-        let builder = thread::Builder::new().name("chat-template".into()).stack_size(STACK_BYTES);
-        let thread = builder.spawn_scoped(scope, run).map_err(|e| failed(&e.to_string()))?;
-        thread.join().unwrap_or_else(|panic| {
-            let said = panic.downcast_ref::<String>().map(String::as_str);
-            Err(failed(said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic")))
-        })
+    let caught = || panic::catch_unwind(AssertUnwindSafe(run));
+    stacker::grow(STACK_BYTES, caught).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic");
+        Err(TemplateError::Engine { file: file.to_owned(), reason: said.to_owned() })
     })
 }
 

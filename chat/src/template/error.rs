@@ -114,8 +114,54 @@ pub enum TemplateError {
         reason: &'static str,
     },
     /// The template changes what it wrote before, so a conversation cannot be continued.
-    #[error("the chat template does not keep what it wrote: {0}")]
-    NotPreserving(Box<PrefixBreak>),
+    #[error(
+        "{file} does not keep what it wrote, so that no conversation can go on turn by turn: \
+         {broken}; correct the template or the variables it is given, or remove it to use the \
+         built-in one"
+    )]
+    NotPreserving {
+        /// The template.
+        file: String,
+        /// Where it changes.
+        broken: Box<PrefixBreak>,
+    },
+    /// The template does not write what an episode needs.
+    #[error("{file} {problem}; correct the template, or remove it to use the built-in one")]
+    Unfit {
+        /// The template.
+        file: String,
+        /// What it does not do.
+        problem: String,
+    },
+    /// What the template writes as a tool call is none in the format that messages are read in.
+    #[error(
+        "{file} writes a call as {call:?}, which the {format} tool-call format does not read; {}",
+        format_remedy(.readers)
+    )]
+    Format {
+        /// The template.
+        file: String,
+        /// A call as it writes it.
+        call: String,
+        /// Name of the format.
+        format: &'static str,
+        /// Names of the formats that read it.
+        readers: Vec<&'static str>,
+    },
+    /// A variable for the template that it does not know.
+    #[error(
+        "the chat template has no variable {name:?}, which model.template_variables or \
+         chat_template_kwargs in config.json sets{}",
+        suggestion_or_all(.suggestion, .known)
+    )]
+    Variable {
+        /// The name.
+        name: String,
+        /// The variable that resembles it most, if any does.
+        suggestion: Option<String>,
+        /// What it knows.
+        known: Vec<String>,
+    },
     /// A message of that index is not what it has to be.
     #[error("message {index} is not {wanted}")]
     Message {
@@ -124,4 +170,20 @@ pub enum TemplateError {
         /// What it has to be.
         wanted: &'static str,
     },
+}
+
+fn format_remedy(readers: &[&str]) -> String {
+    if readers.is_empty() {
+        return "correct the template, or remove it to use the built-in one".to_owned();
+    }
+    let readers = readers.join(" or ");
+    format!("set model.tool_call_format, or tool_call_format in config.json, to {readers}")
+}
+
+fn suggestion_or_all(suggestion: &Option<String>, known: &[String]) -> String {
+    match suggestion {
+        Some(near) => format!("; did you mean {near:?}?"),
+        None if known.is_empty() => "; it has none".to_owned(),
+        None => format!("; it has {}", known.join(", ")),
+    }
 }

@@ -19,12 +19,12 @@ const SHIFT: u32 = 4;
 
 /// A rendered text without its marks.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Stripped {
-    pub(super) text: String,
+pub(crate) struct Stripped {
+    pub(crate) text: String,
     /// Byte offsets into `text`, ascending, where a `CUT` stood.
-    pub(super) cuts: Vec<usize>,
+    pub(crate) cuts: Vec<usize>,
     /// Byte ranges of `text` between `OPEN` and `CLOSE`, in the order of their ends.
-    pub(super) spans: Vec<Range<usize>>,
+    pub(crate) spans: Vec<Range<usize>>,
 }
 
 /// Whether a template must keep `c` as it is.

@@ -10,6 +10,7 @@
 //! Where it differs from `transformers`: iterating over none yields nothing, values of different
 //! kinds can be compared, and `~` writes floats beyond 1e16 or below 1e-4 in its own way.
 
+mod assistant;
 mod builtin;
 mod chat;
 mod checkpoint;
@@ -26,9 +27,12 @@ mod tojson;
 mod value;
 
 pub use builtin::{CHAT_TEMPLATE, tokenizer_config_json};
+pub(crate) use chat::Texts;
 pub use chat::{ChatTemplate, Conversation, Rendered};
+pub use checkpoint::TemplateFiles;
 pub use encode::{EncodedConversation, TemplateEncoder};
 pub use error::TemplateError;
+pub(crate) use marks::Stripped;
 pub use prefix::{PrefixBreak, PrefixReport};
 pub use strftime::Clock;
 

@@ -67,7 +67,8 @@ impl ChatTemplate {
             };
             let after = self.render(&shown)?.text;
             if !after.starts_with(&before) {
-                return Ok(Some(PrefixBreak::between(before, after, end - 1, messages)));
+                let role = messages[end - 1]["role"].as_str().unwrap_or_default().to_owned();
+                return Ok(Some(PrefixBreak::between(before, after, end - 1, role)));
             }
             before = after;
         }
@@ -101,16 +102,10 @@ impl PrefixReport {
 }
 
 impl PrefixBreak {
-    pub(super) fn between(
-        before: String,
-        after: String,
-        message: usize,
-        messages: &[Value],
-    ) -> Self {
+    pub(crate) fn between(before: String, after: String, message: usize, role: String) -> Self {
         let mut pairs = std::iter::zip(before.char_indices(), after.chars());
         let difference = pairs.find(|((_, a), b)| a != b).map(|((at, _), _)| at);
         let at_byte = difference.unwrap_or(before.len().min(after.len()));
-        let role = messages[message]["role"].as_str().unwrap_or_default().to_owned();
         Self { message, role, at_byte, before, after }
     }
 }

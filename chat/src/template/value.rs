@@ -49,16 +49,13 @@ impl<'a> Import<'a> {
         Self { controls, budget_bytes: MAX_PROMPT_BYTES }
     }
 
-    /// The messages of a conversation. The writer of each is read from its role.
-    pub(super) fn messages(&mut self, messages: &[Json]) -> Result<Value, TemplateError> {
-        let messages = messages.iter().enumerate().map(|(index, message)| {
-            let wanted = "an object with a role and content";
-            let object = message.as_object().ok_or(TemplateError::Message { index, wanted })?;
-            let by_assistant = object.get("role").is_some_and(|role| role == "assistant");
-            let writer = if by_assistant { Writer::Assistant } else { Writer::Other };
-            self.object(&with_reasoning(object), writer, 0)
-        });
-        Ok(Value::from(messages.collect::<Result<Vec<_>, _>>()?))
+    /// The message of that index. Its writer is read from its role.
+    pub(super) fn message(&mut self, index: usize, message: &Json) -> Result<Value, TemplateError> {
+        let wanted = "an object with a role and content";
+        let object = message.as_object().ok_or(TemplateError::Message { index, wanted })?;
+        let by_assistant = object.get("role").is_some_and(|role| role == "assistant");
+        let writer = if by_assistant { Writer::Assistant } else { Writer::Other };
+        self.object(&with_reasoning(object), writer, 0)
     }
 
     /// Tools or documents, or none.
@@ -68,12 +65,10 @@ impl<'a> Import<'a> {
         Ok(Value::from(values.collect::<Result<Vec<_>, _>>()?))
     }
 
-    /// A value from the operator, whose texts are trusted as those of the template are.
-    pub(super) fn trusted(&mut self, json: &Json) -> Result<Value, TemplateError> {
-        let controls = self.controls.take();
-        let value = self.value(json, Writer::Other, Place::Text, 0);
-        self.controls = controls;
-        value
+    /// A value from the operator, whose texts are trusted as those of the template are; so no
+    /// controls are given.
+    pub(super) fn trusted(json: &Json) -> Result<Value, TemplateError> {
+        Import::new(None).value(json, Writer::Other, Place::Text, 0)
     }
 
     fn value(
@@ -118,6 +113,8 @@ impl<'a> Import<'a> {
                 "type" => Place::Kind,
                 _ => Place::Text,
             };
+            // A tag inside of a call would break it: what the policy wrote there were letters.
+            let writer = if key == "tool_calls" { Writer::Other } else { writer };
             let value = self.value(json, writer, place, depth)?;
             pairs.push((self.text(key, writer, Place::Kind)?, value));
         }

@@ -20,7 +20,7 @@ fn reference(tokenizer: &Tokenizer, ids: &[u32]) -> AssistantMessage {
     let tag = |role| control.id(role).unwrap();
     let (open, close) = (tag(ControlRole::CallOpen), tag(ControlRole::CallClose));
     let ids = ids.strip_suffix(&[control.im_end]).unwrap_or(ids);
-    let (mut outside, mut blocks, mut rest) = (Vec::new(), Vec::new(), ids);
+    let (mut outside, mut blocks, mut rest) = (vec![Vec::new()], Vec::new(), ids);
     while let [id, after @ ..] = rest {
         rest = after;
         if *id == open {
@@ -29,13 +29,16 @@ fn reference(tokenizer: &Tokenizer, ids: &[u32]) -> AssistantMessage {
             let closed = end.is_some_and(|end| after[end] == close);
             rest = &after[body.len() + usize::from(closed)..];
             blocks.push(Block { body, closed });
+            outside.push(Vec::new());
         } else {
-            outside.push(*id);
+            outside.last_mut().unwrap().push(*id);
         }
     }
     let calls: Vec<_> = blocks.iter().map(|block| call(tokenizer, block)).collect();
-    let state = state(tokenizer, ids, &outside, &calls);
-    AssistantMessage { text: tokenizer.decode(&outside).trim().to_owned(), calls, state }
+    let state = state(tokenizer, ids, &outside.concat(), &calls);
+    // A character that a call interrupts is none.
+    let text: String = outside.iter().map(|ids| tokenizer.decode(ids)).collect();
+    AssistantMessage { text: text.trim().to_owned(), calls, state }
 }
 
 fn call(tokenizer: &Tokenizer, block: &Block<'_>) -> ParsedCall {
@@ -61,8 +64,9 @@ fn state(
 ) -> StructuralState {
     let control = tokenizer.control();
     let has_stray_tag = outside.iter().any(|&id| control.is_tag(id));
-    let text_ids: Vec<u32> = ids.iter().copied().filter(|&id| !control.is_tag(id)).collect();
-    let text_chars = tokenizer.decode(&text_ids).trim().chars().count();
+    let texts = ids.split(|&id| control.is_tag(id));
+    let text: String = texts.map(|ids| tokenizer.decode(ids)).collect();
+    let text_chars = text.trim().chars().count();
     let control_tokens = ids.iter().filter(|id| control.all().contains(id)).count();
     if !calls.is_empty() && calls.iter().all(|call| !call.malformed) && !has_stray_tag {
         StructuralState::HealthyCall

@@ -1,5 +1,7 @@
 //! When a call is emitted, what bounds a message, and what is refused.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Map, Value, json};
 
 use super::{joined, read, read_pieces};
@@ -87,10 +89,11 @@ fn depth_and_size_are_bounded() {
     assert!(read(Format::QwenXml, &xml).calls[0].malformed);
 }
 
-/// Anything but linear time would take minutes.
+/// In pieces, anything but linear time would take minutes as well.
 #[test]
 fn a_long_message_takes_linear_time() {
-    const BYTES: usize = 1 << 16;
+    const BYTES: usize = 1 << 21;
+    const BYTES_IN_PIECES: usize = 1 << 16;
     let patterns = [
         ("", " "),
         ("", "<"),
@@ -112,11 +115,18 @@ fn a_long_message_takes_linear_time() {
         ("", "{}"),
         ("<|python_tag|>", "{\"name\": \"f\", \"parameters\": {}};"),
         ("<|python_tag|>", " "),
+        ("", "</think>{\"a\": {"),
+        ("{\"a\": {", "</think>{\"a\": {"),
+        ("", "</think>[f"),
+        ("[f(a=", "("),
     ];
     for (start, pattern) in patterns {
         let text = start.to_owned() + &pattern.repeat(BYTES / pattern.len());
         for format in Format::ALL {
-            read_pieces(format, &[], text.as_bytes().chunks(1));
+            read_pieces(format, &[], text.as_bytes()[..BYTES_IN_PIECES].chunks(1));
+            let began = Instant::now();
+            read(format, &text);
+            assert!(began.elapsed() < Duration::from_secs(30), "{format} {start}{pattern}");
         }
     }
 }
@@ -132,8 +142,12 @@ fn a_call_that_cannot_be_written_is_refused_by_name() {
         (message(Format::QwenXml, "", "f>", &fine), "\"f>\""),
         (message(Format::QwenXml, "", "f", &tagged), "the value of \"a\""),
         (message(Format::Pythonic, "", "f g", &fine), "\"f g\""),
+        (message(Format::Pythonic, "</think> I look.", "f", &fine), "reasoning"),
         (message(Format::Pythonic, "", "f", &spaced), "\"a b\""),
-        (message(Format::Pythonic, "I look.", "f", &fine), "text beside calls"),
+        (
+            message(Format::Pythonic, "I look.", "f", &fine),
+            "text other than reasoning beside calls",
+        ),
     ];
     for (message, part) in cases {
         assert!(message.contains(part) && message.contains("tool-call format cannot"), "{message}");

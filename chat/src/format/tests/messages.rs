@@ -43,6 +43,7 @@ fn llama3_messages() {
                 &[f()],
                 HealthyCall,
             ),
+            (&F.replace("parameters", "arguments"), "", &[f()], HealthyCall),
             ("It is 4.<|eot_id|>", "It is 4.", &[], HealthyResponse),
             ("{\"price\": 4}", "{\"price\": 4}", &[], HealthyResponse),
             ("{\"name\": \"anna\"}", "{\"name\": \"anna\"}", &[], HealthyResponse),
@@ -151,6 +152,7 @@ fn pythonic_messages() {
             (&format!("[{F}"), "", &[f()], Polluted),
             (&format!("[{F}, 3]"), ", 3]", &[f()], Polluted),
             (&format!("[{F}]<tool_call>"), "<tool_call>", &[f()], Polluted),
+            ("[g(x=(1, 2))]", "", &[Ok(("g", json!({"x": [1, 2]})))], HealthyCall),
             ("[f(1)]", "", &[Err("f(1)")], Polluted),
             ("[f(a=b)]", "", &[Err("f(a=b)")], Polluted),
             ("[f(a=1, a=2)]", "", &[Err("f(a=1, a=2)")], Polluted),
@@ -176,4 +178,82 @@ fn a_hermes_message_from_text_is_the_one_from_tokens() {
             ("<tool_call>{}", "", &[Err("{}")], Collapsed),
         ],
     );
+}
+
+/// What reasoning models write: reasoning, which the prompt may have begun, then what the format says
+/// a message is.
+#[test]
+fn calls_may_follow_reasoning() {
+    let f = || Ok(("f", json!({"a": 1})));
+    let llama3 = "{\"name\": \"f\", \"parameters\": {\"a\": 1}}";
+    let hermes = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+    let xml = "<tool_call><function=f><parameter=a>1</parameter></function></tool_call>";
+    let formats = [
+        (Format::Hermes, hermes),
+        (Format::Llama3, llama3),
+        (Format::QwenXml, xml),
+        (Format::Pythonic, "[f(a=1)]"),
+    ];
+    for (format, call) in formats {
+        for reasoning in [
+            "<think>\n\n</think>",
+            "<think>\nI may call f(a=2) or {\"a\": 2}.\n</think>",
+            "I may call f.\n</think>",
+            "{it} is [it]</think>",
+            "{\"name\": \"g\",</think>",
+            "{\"a\": [</think>",
+            "[</think>",
+            "One.</think> Two.</think>",
+            "</think></think>",
+        ] {
+            let message = format!("{reasoning}\n\n{call}");
+            check(format, &[(&message, reasoning, &[f()], HealthyCall)]);
+            let both = format!("{reasoning}\n\nI look: [1] {{2}}");
+            check(format, &[(&both, &both, &[], HealthyResponse)]);
+            check(format, &[(reasoning, reasoning, &[], HealthyResponse)]);
+        }
+        let unended = format!("<think>{call}");
+        let calls: &[_] = if call.starts_with("<tool_call>") { &[f()] } else { &[] };
+        assert_eq!(read(format, &unended).calls.len(), calls.len(), "{format}");
+    }
+    // A tag in the middle of `</think>` leaves nothing of it.
+    let cut = "</thi<tool_call>nk>[f(a=1)]";
+    check(Format::Pythonic, &[(cut, cut, &[], Polluted)]);
+    // After a call it is only text.
+    let (again, pythonic) = (format!("{llama3}</think>{llama3}"), "[f(a=1)]</think>[f(a=1)]");
+    check(Format::Llama3, &[(&again, &again[llama3.len()..], &[f()], Polluted)]);
+    check(Format::Pythonic, &[(pythonic, "</think>[f(a=1)]", &[f()], Polluted)]);
+    // In a string it is a part of the string, whether or not that is known to be a call's yet. The
+    // second was found by fuzzing.
+    let value = json!({"a": "</think>{"});
+    for (call, name) in [
+        ("{\"name\": \"f\", \"parameters\": {\"a\": \"</think>{\"}}", "f"),
+        ("{\"name\": \"f</think>\", \"parameters\": {\"a\": \"</think>{\"}}", "f</think>"),
+        ("{\"parameters\": {\"a\": \"</think>{\"}, \"name\": \"f\"}", "f"),
+    ] {
+        check(Format::Llama3, &[(call, "", &[Ok((name, value.clone()))], HealthyCall)]);
+    }
+    check(Format::Pythonic, &[("[f(a='</think>{')]", "", &[Ok(("f", value))], HealthyCall)]);
+}
+
+/// A message ends at its stop token; one that goes on behind it is damaged.
+#[test]
+fn a_stop_token_in_the_middle_is_misplaced() {
+    let text = "It <|im_end|> is 4.<|im_end|>";
+    let said = "It <|im_end|> is 4.";
+    for format in [Format::Hermes, Format::QwenXml, Format::Pythonic] {
+        check(format, &[(text, said, &[], Polluted)]);
+    }
+    let [hermes, llama3, xml, pythonic] = [
+        "{\"name\": \"f\", <|im_end|>\"arguments\": {}}",
+        "{\"name\": \"f\", \"parameters\": {<|eot_id|>}}",
+        "<function=f><|im_end|></function>",
+        "f(a=1<|im_end|>, b=2)",
+    ];
+    let (in_tags, xml_in_tags) =
+        (format!("<tool_call>{hermes}</tool_call>"), format!("<tool_call>{xml}</tool_call>"));
+    check(Format::Hermes, &[(&in_tags, "", &[Err(hermes)], Polluted)]);
+    check(Format::Llama3, &[(llama3, "", &[Err(llama3)], Polluted)]);
+    check(Format::QwenXml, &[(&xml_in_tags, "", &[Err(xml)], Polluted)]);
+    check(Format::Pythonic, &[(&format!("[{pythonic}]"), "", &[Err(pythonic)], Polluted)]);
 }
