@@ -81,6 +81,33 @@ impl Cluster {
 
     /// Kills the newest process of a role the hard way.
     fn kill(&self, role: &str) {
+        signal(self.newest(role), "-KILL");
+    }
+
+    /// Kills an actor in the middle of episodes: it is stopped, looked at, and let go on until it has
+    /// some.
+    fn kill_at_work(&self, role: &str) {
+        let (started, pid) = (Instant::now(), self.newest(role));
+        loop {
+            signal(pid, "-STOP");
+            // Reports that were under way arrive.
+            thread::sleep(Duration::from_millis(200));
+            if number(&self.status()["episodes"], "in_flight") > 0.0 {
+                return signal(pid, "-KILL");
+            }
+            signal(pid, "-CONT");
+            assert!(started.elapsed() < PATIENCE, "no episode in time: {}", self.logs());
+            thread::sleep(Duration::from_millis(30));
+        }
+    }
+
+    fn status(&self) -> Value {
+        let status = self.ballast(&["status", "--json"]);
+        serde_json::from_slice(&status.stdout).expect("status is JSON")
+    }
+
+    /// Process id.
+    fn newest(&self, role: &str) -> i32 {
         let runs = self.directory.path().display().to_string();
         let process = fs::read_dir("/proc").expect("a proc file system").filter_map(|entry| {
             let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
@@ -89,9 +116,7 @@ impl Cluster {
             let program = line.split('\0').next()?.to_owned();
             (program.ends_with(role) && line.contains(&runs)).then_some(pid)
         });
-        let pid = process.max().unwrap_or_else(|| panic!("no {role} is running"));
-        let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
-        assert!(killed.expect("kill runs").success());
+        process.max().unwrap_or_else(|| panic!("no {role} is running"))
     }
 
     fn ballast(&self, arguments: &[&str]) -> Output {
@@ -131,6 +156,11 @@ impl Drop for Cluster {
     }
 }
 
+fn signal(pid: i32, name: &str) {
+    let sent = Command::new("kill").args([name, &pid.to_string()]).status();
+    assert!(sent.expect("kill runs").success());
+}
+
 fn number(value: &Value, key: &str) -> f64 {
     value[key].as_f64().unwrap_or_else(|| panic!("{key} in {value}"))
 }
@@ -157,16 +187,13 @@ fn a_killed_actor_and_a_killed_learner_lose_nothing() {
         "tasks.demonstrations=32",
         "rl.groups_per_batch=4",
         "rl.staleness_max=2",
-        // Few slots: the actor always has episodes in flight, whenever it is killed.
-        "actor.slots=4",
     ]);
     cluster.await_step(9);
-    cluster.kill("ballast-actor");
+    cluster.kill_at_work("ballast-actor");
     cluster.await_step(13);
     // Between two checkpoints: steps since the last one are trained again from the recorded batches.
     cluster.kill("ballast-learner");
-    let status = cluster.ballast(&["status", "--json"]);
-    let status: Value = serde_json::from_slice(&status.stdout).expect("status is JSON");
+    let status = cluster.status();
     assert!(number(&status, "step") >= 13.0, "{status}");
     cluster.wait();
 

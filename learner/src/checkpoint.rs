@@ -10,27 +10,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ballast_policy::{CheckpointError, Policy, TOKENIZER_FILE, read_weights, write_weights};
+use ballast_policy::{CheckpointError, Policy, read_weights, write_weights};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::optimizer::{Loss, Moments, MomentsByLoss};
+use crate::{
+    companions::{self, Companions},
+    optimizer::{Loss, Moments, MomentsByLoss},
+};
 
 const STATE_FILE: &str = "trainer_state.json";
 const TENSORS_FILE: &str = "trainer_state.safetensors";
 /// All parameters in fp32; there where the network's own files hold them rounded.
 const EXACT: &str = "parameters.exact";
-
-/// Files that make the directory usable elsewhere; kept when the initial checkpoint has them.
-const COMPANION_FILES: [&str; 7] = [
-    "tokenizer_config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-];
 
 /// What is wrong with a checkpoint or the disk under it.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +38,9 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// Reading or writing the other files failed.
+    #[error(transparent)]
+    Companions(#[from] companions::Error),
     /// The trainer's state does not belong to this network.
     #[error("{path}: {reason}; remove this checkpoint to start from the one before it")]
     State {
@@ -63,36 +58,6 @@ struct State {
     step: u64,
     /// Steps the optimizer took on each loss; fewer than `step` in all when some were skipped.
     optimizer_steps: BTreeMap<String, u64>,
-}
-
-/// Files that training does not change. They are read once, at the start: whatever happens to the
-/// initial checkpoint while the run goes on, what is saved later is complete.
-#[derive(Clone, Debug)]
-pub struct Companions(Vec<(&'static str, Vec<u8>)>);
-
-impl Companions {
-    /// Reads them from a checkpoint directory; only the tokenizer must be there.
-    ///
-    /// # Errors
-    /// A file cannot be read.
-    pub fn read(directory: &Path) -> Result<Self, Error> {
-        let mut files = Vec::new();
-        for name in COMPANION_FILES.into_iter().chain([TOKENIZER_FILE]) {
-            let path = directory.join(name);
-            if name == TOKENIZER_FILE || path.is_file() {
-                let bytes = fs::read(&path).map_err(|source| Error::Io { path, source })?;
-                files.push((name, bytes));
-            }
-        }
-        Ok(Self(files))
-    }
-
-    fn write(&self, directory: &Path) -> Result<(), Error> {
-        self.0.iter().try_for_each(|(name, bytes)| {
-            let path = directory.join(name);
-            fs::write(&path, bytes).map_err(|source| Error::Io { path, source })
-        })
-    }
 }
 
 /// A complete checkpoint of a run.
@@ -236,7 +201,7 @@ fn io(path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { path, source }
 }
 
-/// Makes every file of a directory, and the directory itself, durable.
+/// Makes everything in a directory, and the directory itself, durable.
 fn sync(directory: &Path) -> Result<(), Error> {
     let sync_one = |path: &Path| {
         File::open(path)
@@ -245,8 +210,8 @@ fn sync(directory: &Path) -> Result<(), Error> {
     };
     let entries = fs::read_dir(directory)
         .map_err(|source| Error::Io { path: directory.to_owned(), source })?;
-    for entry in entries.filter_map(Result::ok) {
-        sync_one(&entry.path())?;
+    for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+        if path.is_dir() { sync(&path)? } else { sync_one(&path)? }
     }
     sync_one(directory)
 }

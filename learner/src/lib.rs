@@ -9,6 +9,7 @@
 pub mod algorithm;
 pub mod bench;
 pub mod checkpoint;
+pub mod companions;
 pub mod driver;
 pub mod loss;
 pub mod new_model;

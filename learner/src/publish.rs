@@ -5,13 +5,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ballast_policy::{CONFIG_FILE, Policy, TOKENIZER_FILE, tensor_bytes};
+use ballast_policy::{Policy, tensor_bytes};
 use ballast_proto::{
     ManifestHash, PolicyVersion, canonical_hash,
     v1::{Chunk, ModelFile, TensorEntry, WeightEncoding, WeightManifest},
 };
 use bytes::Bytes;
 use tokio::sync::watch;
+
+use crate::companions::Companions;
 
 /// Size of a chunk, bytes; the last one of a version may be smaller.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -28,20 +30,20 @@ pub struct WeightStore {
     /// Oldest first.
     versions: Arc<Mutex<Vec<Chunks>>>,
     newest: watch::Sender<Option<Arc<WeightManifest>>>,
-    tokenizer: Bytes,
+    companions: Companions,
 }
 
 impl WeightStore {
-    /// An empty store; `tokenizer` is the tokenizer.json that goes with every version.
+    /// An empty store; `companions` go with every version.
     #[must_use]
-    pub fn new(tokenizer: Bytes) -> Self {
+    pub fn new(companions: Companions) -> Self {
         let (newest, _) = watch::channel(None);
-        Self { versions: Arc::default(), newest, tokenizer }
+        Self { versions: Arc::default(), newest, companions }
     }
 
     /// Copies the policy's weights and offers them as `version`. Blocks on nobody.
     pub fn publish(&self, version: PolicyVersion, policy: &Policy) -> ManifestHash {
-        let (manifest, chunks) = describe(version, policy, &self.tokenizer);
+        let (manifest, chunks) = describe(version, policy, &self.companions);
         let hash = ManifestHash::from_wire(&manifest.manifest_hash)
             .expect("describe fills in a BLAKE3 hash");
         {
@@ -71,7 +73,7 @@ impl WeightStore {
 fn describe(
     version: PolicyVersion,
     policy: &Policy,
-    tokenizer: &Bytes,
+    companions: &Companions,
 ) -> (WeightManifest, Chunks) {
     let mut tensors = Vec::new();
     let mut contents = Vec::new();
@@ -97,15 +99,14 @@ fn describe(
         .step_by(CHUNK_BYTES)
         .map(|start| offer(contents.slice(start..contents.len().min(start + CHUNK_BYTES))))
         .collect();
-    let config = Bytes::from(policy.config().to_json());
-    let files = [(CONFIG_FILE, config), (TOKENIZER_FILE, tokenizer.clone())]
-        .map(|(name, bytes)| ModelFile { name: name.to_owned(), chunk: Some(offer(bytes)) });
+    let files = companions.published(policy).into_iter();
+    let files = files.map(|(name, bytes)| ModelFile { name, chunk: Some(offer(bytes.into())) });
     let mut manifest = WeightManifest {
         policy_version: version.0,
         encoding: WeightEncoding::Full.into(),
         tensors,
         chunks: listed,
-        files: files.to_vec(),
+        files: files.collect(),
         manifest_hash: Vec::new(),
     };
     manifest.manifest_hash = canonical_hash(&manifest).0.to_vec();

@@ -7,7 +7,6 @@ use std::{
     time::Instant,
 };
 
-use ballast_chat::Tokenizer;
 use ballast_policy::{Dtype, Policy, open_device, set_threads};
 use ballast_proto::{
     InvalidTrajectory, ManifestHash, PolicyVersion,
@@ -15,11 +14,11 @@ use ballast_proto::{
     verify_trajectory,
 };
 use ballast_runtime::config::Config;
-use bytes::Bytes;
 
 use crate::{
     algorithm::{Grpo, TrainingSample, supervised},
-    checkpoint::{self, Checkpoint, Companions},
+    checkpoint::{self, Checkpoint},
+    companions::{self, Companions},
     loss::Clip,
     optimizer::{AdamW, MomentsByLoss},
     publish::WeightStore,
@@ -35,27 +34,9 @@ pub enum Error {
     /// The initial checkpoint's network files cannot be used.
     #[error(transparent)]
     Network(#[from] ballast_policy::CheckpointError),
-    /// The tokenizer cannot be used.
-    #[error("checkpoint {path}: {source}")]
-    Tokenizer {
-        /// The checkpoint directory.
-        path: PathBuf,
-        /// What is wrong.
-        source: ballast_chat::TokenizerError,
-    },
-    /// Network and tokenizer disagree.
-    #[error(
-        "{path}: config.json says vocab_size {config}, but tokenizer.json has {tokenizer} tokens; \
-         use the tokenizer this checkpoint was trained with"
-    )]
-    Vocabulary {
-        /// The checkpoint directory.
-        path: PathBuf,
-        /// Rows of the embedding.
-        config: i64,
-        /// Tokens of the tokenizer.
-        tokenizer: usize,
-    },
+    /// The files beside the weights cannot be used.
+    #[error(transparent)]
+    Companions(#[from] companions::Error),
     /// The network has fewer positions than an episode may have tokens.
     #[error(
         "{path}: config.json says max_position_embeddings {positions}, but \
@@ -133,9 +114,9 @@ impl Worker {
         let saved = Checkpoint::newest(&checkpoints)?;
         let directory = saved.as_ref().map_or(&config.model.checkpoint, |saved| &saved.directory);
         let policy = load_policy(directory, device)?;
-        let tokenizer = load_tokenizer(directory, &policy)?;
+        let companions = Companions::read(directory, &config.model)?;
+        companions.check(directory, &policy)?;
         check_context(directory, &policy, config.episode.trajectory_tokens_max)?;
-        let companions = Companions::read(directory)?;
         let moments = match &saved {
             Some(saved) => saved.resume(&policy)?,
             None => MomentsByLoss::new(),
@@ -144,7 +125,7 @@ impl Worker {
         tracing::info!("weights from {}, step {step}", directory.display());
         let settings = &config.optimizer;
         let optimizer = AdamW::new(settings.beta1, settings.beta2, settings.weight_decay, moments);
-        let store = WeightStore::new(Bytes::copy_from_slice(tokenizer.json()));
+        let store = WeightStore::new(companions.clone());
         let manifest_hash = store.publish(PolicyVersion(step), &policy);
         let trainer = Trainer::new(
             policy,
@@ -280,17 +261,6 @@ impl Worker {
 /// Anything missing, damaged or inconsistent, by name.
 pub fn load_policy(directory: &Path, device: tch::Device) -> Result<Policy, Error> {
     Ok(Policy::open(directory, device, Dtype::F32)?)
-}
-
-fn load_tokenizer(directory: &Path, policy: &Policy) -> Result<Tokenizer, Error> {
-    let tokenizer = Tokenizer::of_directory(directory)
-        .map_err(|source| Error::Tokenizer { path: directory.to_owned(), source })?;
-    let (config, tokens) = (policy.config().vocab_size, tokenizer.vocab_size());
-    // The embedding may have more rows than there are tokens: many are padded to a round number.
-    if i64::try_from(tokens).is_ok_and(|tokens| tokens <= config) {
-        return Ok(tokenizer);
-    }
-    Err(Error::Vocabulary { path: directory.to_owned(), config, tokenizer: tokens })
 }
 
 fn check_context(directory: &Path, policy: &Policy, tokens: u32) -> Result<(), Error> {

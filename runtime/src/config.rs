@@ -55,6 +55,14 @@ pub struct Run {
 pub struct Model {
     /// Hugging Face checkpoint directory: config.json, tokenizer.json, model.safetensors.
     pub checkpoint: PathBuf,
+    /// How the model writes tool calls: "hermes", "llama3", "qwen_xml" or "pythonic". Empty: as its
+    /// config.json says in `tool_call_format`, else as its tokenizer suggests. Saved checkpoints
+    /// keep what is said here.
+    pub tool_call_format: String,
+    /// Variables of the chat template, such as `enable_thinking = false`: every conversation of the
+    /// run is rendered with them. Empty: as its config.json says in `chat_template_kwargs`, where
+    /// saved checkpoints keep what is said here.
+    pub template_variables: toml::Table,
 }
 
 /// Which tasks are demonstrated, explored and evaluated.
@@ -232,6 +240,32 @@ pub struct Actor {
     /// as the older weights computed them, and adopting costs nothing; a log-probability is then that
     /// of the distribution the token was drawn from, which is no single version's.
     pub recompute_on_swap: bool,
+    /// What decodes.
+    pub engine: ActorEngine,
+}
+
+/// What decodes in an actor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ActorEngine {
+    /// "libtorch": in the actor's own process. "vllm", "sglang" or "ballast" (`ballast-actor
+    /// serve`): a server, which the actor asks for tokens and hands every version of the weights.
+    /// `device`, `threads`, `dtype`, `kv_cache_mib` and `recompute_on_swap` are then the server's own
+    /// business, and keys and values are always computed again when weights change.
+    pub kind: String,
+    /// http://HOST:PORT of the server. One server serves one actor.
+    pub url: String,
+    /// What the server's log-probabilities are: "raw", of the policy (vLLM's default), or
+    /// "processed", of the distribution that tokens are drawn from (vLLM with --logprobs-mode
+    /// processed_logprobs; SGLang's default). At a temperature other than 1 only the latter will do.
+    /// `ballast-actor serve` tells both.
+    pub logprobs: String,
+    /// Directory through which the server gets the weights; it must see it under the same path.
+    /// Empty: `engine` in the run directory.
+    pub spool: PathBuf,
+    /// Seconds the server may fail to answer before episodes are given up. It may be silent for a
+    /// third of this at a time.
+    pub patience_s: f64,
 }
 
 impl Default for Run {
@@ -242,7 +276,11 @@ impl Default for Run {
 
 impl Default for Model {
     fn default() -> Self {
-        Self { checkpoint: "examples/market/base".into() }
+        Self {
+            checkpoint: "examples/market/base".into(),
+            tool_call_format: String::new(),
+            template_variables: toml::Table::new(),
+        }
     }
 }
 
@@ -344,6 +382,19 @@ impl Default for Actor {
             dtype: "fp32".into(),
             kv_cache_mib: 0,
             recompute_on_swap: true,
+            engine: ActorEngine::default(),
+        }
+    }
+}
+
+impl Default for ActorEngine {
+    fn default() -> Self {
+        Self {
+            kind: "libtorch".into(),
+            url: String::new(),
+            logprobs: "raw".into(),
+            spool: PathBuf::new(),
+            patience_s: 180.0,
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::{fmt::Display, ops::RangeInclusive};
 
-use super::Fault;
+use super::{Fault, shape::is_similar};
 use crate::{
-    config::{Config, ScheduleKind},
+    config::{Config, Model, ScheduleKind},
     net,
 };
 
@@ -24,6 +24,11 @@ const THREADS_MAX: u32 = 1024;
 /// The coordinator takes no more from one actor.
 const SLOTS_MAX: u32 = 4096;
 
+/// What `chat` can read; it refuses anything else itself, but later.
+const TOOL_CALL_FORMATS: [&str; 4] = ["hermes", "llama3", "qwen_xml", "pythonic"];
+/// Variables of a chat template that are no setting.
+const SET_BY_EPISODES: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+
 /// Every fault of meaning, without the origin, which the caller knows.
 pub(super) fn check(config: &Config) -> Vec<Fault> {
     let mut faults = Faults::default();
@@ -32,6 +37,7 @@ pub(super) fn check(config: &Config) -> Vec<Fault> {
     check_training(config, &mut faults);
     check_episodes(config, &mut faults);
     check_processes(config, &mut faults);
+    check_engine(config, &mut faults);
     faults.0
 }
 
@@ -53,8 +59,13 @@ impl Faults {
     }
 
     fn one_of(&mut self, key: &str, value: &str, allowed: &[&str]) {
-        let problem = || format!("is `{value}`; allowed: {}", allowed.join(", "));
-        self.require(allowed.contains(&value), key, problem);
+        self.require(allowed.contains(&value), key, || {
+            // A short word resembles too many others.
+            let near = allowed.iter().find(|known| known.len() > 4 && is_similar(value, known));
+            let suggestion = near.map(|near| format!(" (did you mean `{near}`?)"));
+            let suggestion = suggestion.unwrap_or_default();
+            format!("is `{value}`{suggestion}; allowed: {}", allowed.join(", "))
+        });
     }
 
     fn address(&mut self, key: &str, value: &str) {
@@ -87,6 +98,7 @@ fn check_run(config: &Config, faults: &mut Faults) {
     let empty = || "is empty; write a directory".to_owned();
     faults.require(!config.run.directory.as_os_str().is_empty(), "run.directory", empty);
     faults.require(!config.model.checkpoint.as_os_str().is_empty(), "model.checkpoint", empty);
+    check_template(&config.model, faults);
     let tasks = &config.tasks;
     faults.require(!tasks.world.is_empty(), "tasks.world", || {
         "is empty; write a world's name".into()
@@ -94,6 +106,23 @@ fn check_run(config: &Config, faults: &mut Faults) {
     faults.range("tasks.demonstrations", tasks.demonstrations, 0..=COUNT_MAX);
     faults.calls("tasks.demonstration_calls", &tasks.demonstration_calls);
     faults.calls("tasks.calls", &tasks.calls);
+}
+
+fn check_template(model: &Model, faults: &mut Faults) {
+    if !model.tool_call_format.is_empty() {
+        faults.one_of("model.tool_call_format", &model.tool_call_format, &TOOL_CALL_FORMATS);
+    }
+    for name in model.template_variables.keys() {
+        let key = format!("model.template_variables.{name}");
+        let is_name = !name.starts_with(|c: char| c.is_ascii_digit())
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        faults.require(is_name, &key, || {
+            "is no name of a variable; allowed: letters, digits and _".into()
+        });
+        faults.require(!SET_BY_EPISODES.contains(&name.as_str()), &key, || {
+            "is set by every conversation itself; remove it".into()
+        });
+    }
 }
 
 fn check_schedule(config: &Config, faults: &mut Faults) {
@@ -178,4 +207,44 @@ fn check_processes(config: &Config, faults: &mut Faults) {
     faults.range("actor.threads", actor.threads, 1..=THREADS_MAX);
     faults.one_of("actor.dtype", &actor.dtype, &["fp32", "bf16", "auto"]);
     faults.range("actor.kv_cache_mib", actor.kv_cache_mib, 0..=COUNT_MAX);
+}
+
+fn check_engine(config: &Config, faults: &mut Faults) {
+    let engine = &config.actor.engine;
+    let kind = engine.kind.as_str();
+    faults.one_of("actor.engine.kind", kind, &["libtorch", "vllm", "sglang", "ballast"]);
+    faults.one_of("actor.engine.logprobs", &engine.logprobs, &["raw", "processed"]);
+    faults.range("actor.engine.patience_s", engine.patience_s, SECONDS);
+    if kind == "libtorch" {
+        return;
+    }
+    faults.require(engine.url.starts_with("http://"), "actor.engine.url", || {
+        format!(
+            "is `{}`; write http://HOST:PORT of the {kind} server (https is not spoken)",
+            engine.url
+        )
+    });
+    let count = config.actor.count;
+    faults.require(count <= 1, "actor.count", || {
+        format!(
+            "is {count}, but a {kind} server holds the weights of one actor; start further actors \
+                 with configurations that name servers of their own"
+        )
+    });
+    if kind == "ballast" || engine.logprobs == "processed" {
+        return;
+    }
+    // Greedy tokens are measured at temperature 1.
+    let told = |temperature: f32| temperature == 1.0 || temperature == 0.0;
+    for (key, temperature) in [
+        ("rl.temperature", config.rl.temperature),
+        ("evaluation.temperature", config.evaluation.temperature),
+    ] {
+        faults.require(told(temperature), key, || {
+            format!(
+                "is {temperature}, where raw log-probabilities are not those of the samples; make \
+                     {kind} return processed ones and set actor.engine.logprobs = \"processed\""
+            )
+        });
+    }
 }

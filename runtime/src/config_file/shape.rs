@@ -50,6 +50,8 @@ fn prune_table(
         let path = join(prefix, key);
         let problem = match (schema.get(key), &mut *value) {
             (None, _) => Some(unknown(key, schema)),
+            // A section whose keys the user names.
+            (Some(Value::Table(schema)), Value::Table(_)) if schema.is_empty() => None,
             (Some(Value::Table(schema)), Value::Table(below)) => {
                 prune_table(below, schema, &path, problems);
                 None
@@ -82,12 +84,16 @@ fn unknown(key: &str, schema: &Table) -> String {
     }
 }
 
+/// Whether `text` may have been meant as `known`: at most one edit in three letters.
+pub(super) fn is_similar(text: &str, known: &str) -> bool {
+    strsim::damerau_levenshtein(text, known) <= known.len().max(3) / 3
+}
+
 /// The most similar key at this level, else the same key in another section.
 fn suggest(key: &str, level: &Table) -> Option<String> {
     let distance = |known: &str| strsim::damerau_levenshtein(key, known);
     let near = level.keys().min_by_key(|known| distance(known))?;
-    // Similar: at most one edit in three letters.
-    if distance(near) <= near.len().max(3) / 3 {
+    if is_similar(key, near) {
         return Some(near.clone());
     }
     let elsewhere = |(section, value): (&String, &Value)| {

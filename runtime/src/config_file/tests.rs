@@ -77,10 +77,46 @@ fn an_unknown_key_gets_a_suggestion() {
         ("rll.group_size=4", "rll: unknown key; did you mean `rl`?"),
         ("rl.batch=4", "rl.batch: unknown key; did you mean `sft.batch`?"),
         ("group_size=4", "group_size: unknown key; did you mean `rl.group_size`?"),
-        ("model.flavour=x", "model.flavour: unknown key; known here: checkpoint"),
+        ("model.flavour=x", "model.flavour: unknown key; known here: checkpoint, tool_call_format"),
     ] {
         let fault = fault(text);
         assert!(fault.starts_with(expected), "{fault}");
+        assert!(fault.ends_with(&format!("(from --set {text})")), "{fault}");
+    }
+}
+
+#[test]
+fn variables_of_the_template_have_any_name_and_value() {
+    let files = Files::new();
+    let text = "[model.template_variables]\ndate_string = \"1 May\"\nday = 2024-07-26\n";
+    let path = files.write("a.toml", text);
+    let overrides = [
+        "model.template_variables.enable_thinking=false",
+        "model.template_variables.builtin_tools=[\"code\"]",
+        "model.tool_call_format=qwen_xml",
+    ];
+    let config = load(&[path], &overrides.map(str::to_owned)).expect("sound");
+    let variables = &config.model.template_variables;
+    assert_eq!(variables["date_string"].as_str(), Some("1 May"));
+    assert_eq!(variables["day"].as_str(), Some("2024-07-26"), "templates know no dates");
+    assert_eq!(variables["enable_thinking"].as_bool(), Some(false));
+    assert!(variables["builtin_tools"].is_array());
+    let again = files.write("all.toml", &to_toml(&config));
+    assert_eq!(load(&[again], &[]), Ok(config));
+}
+
+#[test]
+fn what_a_template_cannot_be_given_is_refused() {
+    for (text, key, expected) in [
+        ("model.tool_call_format=pythonik", "model.tool_call_format", "did you mean `pythonic`?"),
+        ("model.tool_call_format=xml", "model.tool_call_format", "allowed: hermes, llama3, "),
+        ("model.template_variables.messages=[]", "model.template_variables.messages", "is set by"),
+        ("model.template_variables.a-b=1", "model.template_variables.a-b", "letters, digits and _"),
+        ("model.template_variables=3", "model.template_variables", "is a section"),
+    ] {
+        let fault = fault(text);
+        assert!(fault.starts_with(&format!("{key}: ")), "{fault}");
+        assert!(fault.contains(expected), "{fault}");
         assert!(fault.ends_with(&format!("(from --set {text})")), "{fault}");
     }
 }
@@ -179,6 +215,31 @@ fn all_faults_are_reported_at_once_each_with_its_source() {
 fn a_key_of_the_wrong_type_is_reported_once() {
     let error = load_overrides(&["rl.group_size=many", "rl.group_size=1.5"]).expect_err("a fault");
     assert_eq!(error.faults.len(), 1, "{error}");
+}
+
+#[test]
+fn an_external_engine_needs_a_server_that_can_tell_what_training_needs() {
+    let engine = |more: &[&str]| {
+        let base = ["actor.engine.kind=vllm", "actor.engine.url=\"http://127.0.0.1:8000\""];
+        load_overrides(&[&base[..], more].concat()).map_err(|error| error.to_string())
+    };
+    assert_eq!(engine(&[]).map(|config| config.actor.engine.kind), Ok("vllm".to_owned()));
+    for (fault, expected) in [
+        ("actor.engine.kind=tgi", "allowed: libtorch, vllm, sglang, ballast"),
+        ("actor.engine.url=\"https://engine\"", "https is not spoken"),
+        ("actor.engine.logprobs=cooked", "allowed: raw, processed"),
+        ("actor.engine.patience_s=0", "actor.engine.patience_s: is 0"),
+        ("actor.count=2", "actor.count: is 2, but a vllm server holds the weights of one actor"),
+        ("rl.temperature=0.7", "rl.temperature: is 0.7, where raw log-probabilities"),
+    ] {
+        let error = engine(&[fault]).expect_err(fault);
+        assert!(error.contains(expected), "{expected} is not in\n{error}");
+    }
+    assert!(engine(&["evaluation.temperature=0"]).is_ok(), "greedy tokens are measured raw");
+    for server in ["actor.engine.logprobs=processed", "actor.engine.kind=ballast"] {
+        assert!(engine(&["rl.temperature=0.7", server]).is_ok(), "{server}");
+    }
+    assert!(load_overrides(&["rl.temperature=0.7", "actor.count=2"]).is_ok());
 }
 
 #[test]
