@@ -1,5 +1,7 @@
 //! Sampling throughput on one machine, for `cargo xtask bench`.
 
+mod swap;
+
 use std::{io::Write, path::PathBuf, time::Instant};
 
 use ballast_policy::{Policy, open_device, set_threads};
@@ -43,6 +45,9 @@ pub struct BenchArgs {
     /// Leave the prompts out of the measurement.
     #[arg(long)]
     decode_only: bool,
+    /// Swap in other weights all the time, and time that instead.
+    #[arg(long)]
+    swap: bool,
     /// Measured runs, after one that warms up.
     #[arg(long, default_value_t = 5)]
     repeat: usize,
@@ -52,6 +57,17 @@ pub struct BenchArgs {
     /// Numbers the network computes with: fp32 or bf16 [default: whichever is faster here].
     #[arg(long)]
     dtype: Option<String>,
+}
+
+impl BenchArgs {
+    /// The fewest forced tokens that one run can compute: each group's prompt once, and every tool's
+    /// answer. The last token of each, for every sequence, is computed with the first one sampled.
+    fn prefill_ideal(&self) -> usize {
+        let groups = self.batch.div_ceil(self.group.max(1));
+        let prompts = groups * self.prompt.saturating_sub(1);
+        let tools = self.batch * (self.turns.saturating_sub(1)) * self.tool;
+        prompts + self.batch + tools
+    }
 }
 
 /// Measures and prints.
@@ -67,6 +83,11 @@ pub fn run(args: &BenchArgs, output: &mut impl Write) -> anyhow::Result<()> {
     };
     let policy = Policy::open(&args.checkpoint, device, dtype)?;
     let mut bench = Bench::new(args, policy);
+    if args.swap {
+        let line = swap::measure(args, &mut bench.decoder)?;
+        writeln!(output, "{line}")?;
+        return Ok(());
+    }
     bench.measure()?;
     let (mut tokens_per_s, mut tokens_per_cpu_s) = (Vec::new(), Vec::new());
     for _ in 0..args.repeat {
@@ -81,6 +102,7 @@ pub fn run(args: &BenchArgs, output: &mut impl Write) -> anyhow::Result<()> {
         "tokens_per_cpu_s": tokens_per_cpu_s,
         "prefill_computed": work.prefill_computed,
         "prefill_saved": work.prefill_saved,
+        "prefill_ideal": args.prefill_ideal() * (args.repeat + 1),
     });
     writeln!(output, "{line}")?;
     Ok(())

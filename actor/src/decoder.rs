@@ -6,6 +6,8 @@
 #[cfg(any(feature = "torch", test))]
 pub(crate) mod rows;
 
+use std::any::Any;
+
 use crate::weights::StagedPolicy;
 
 /// How one sequence is sampled. What is switched on applies in the order of the fields: the bias is
@@ -35,9 +37,18 @@ impl Sampling {
     pub fn new(seed: u64, temperature: f32) -> Self {
         Self { seed, logit_bias: Vec::new(), temperature, top_k: 0, top_p: 1.0, min_p: 0.0 }
     }
+
+    /// Whether a sampled token's log-probability is the policy's: nothing is biased, and either
+    /// nothing is dropped at temperature 1, or the token is greedy (see [`Sampled::logprob`]).
+    #[must_use]
+    pub fn draws_from_policy(&self) -> bool {
+        let drops = self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0;
+        let plain = self.temperature == 1.0 && !drops;
+        self.logit_bias.is_empty() && (plain || self.temperature == 0.0)
+    }
 }
 
-/// One sampled token.
+/// One sampled token. What a backend cannot tell is NaN; `logprob` it always tells.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampled {
     /// Slot of the sequence.
@@ -72,6 +83,32 @@ pub struct DecoderWork {
     pub evictions: u64,
 }
 
+/// Weights that are ready to be swapped in, in whatever form the backend has them.
+#[derive(Debug)]
+pub struct ReadyWeights(Box<dyn Any + Send>);
+
+/// What makes weights ready. It may run on any thread, while the decoder goes on with those it has.
+pub type MakeReady = Box<dyn FnOnce() -> Result<ReadyWeights, DecodeError> + Send>;
+
+impl ReadyWeights {
+    /// Holds what a backend made.
+    #[must_use]
+    pub fn new(weights: impl Any + Send) -> Self {
+        Self(Box::new(weights))
+    }
+
+    /// What it holds.
+    ///
+    /// # Errors
+    /// It was made by another backend: a bug.
+    pub fn take<T: Any>(self) -> Result<T, DecodeError> {
+        let weights = self.0.downcast();
+        weights
+            .map(|weights| *weights)
+            .map_err(|_| DecodeError("weights of another backend".into()))
+    }
+}
+
 /// A batched sampler. Slots are numbered from 0 to below the number it was built with.
 pub trait Decoder: Send {
     /// Starts an empty sequence in this slot; whatever was there is gone.
@@ -88,11 +125,25 @@ pub trait Decoder: Send {
     /// # Errors
     /// The backend failed; every open sequence is then lost.
     fn step(&mut self, want: &[usize]) -> Result<Vec<Sampled>, DecodeError>;
-    /// Replaces the weights; running sequences go on.
+    /// What there is to do before the weights of a staged policy can be swapped in. A swap comes
+    /// between two steps, so whatever takes long belongs here. By default it hands the policy on.
+    fn make_ready(&self, staged: &StagedPolicy) -> MakeReady {
+        let staged = staged.clone();
+        Box::new(move || Ok(ReadyWeights::new(staged)))
+    }
+    /// Replaces the weights by those that [`Self::make_ready`] made; running sequences go on.
     ///
     /// # Errors
     /// The weights do not fit; the decoder keeps those it had.
-    fn swap(&mut self, staged: &StagedPolicy) -> Result<(), DecodeError>;
+    fn swap(&mut self, ready: ReadyWeights) -> Result<(), DecodeError>;
+    /// Both at once, on this thread.
+    ///
+    /// # Errors
+    /// As the two.
+    fn load(&mut self, staged: &StagedPolicy) -> Result<(), DecodeError> {
+        let ready = self.make_ready(staged)()?;
+        self.swap(ready)
+    }
     /// What it did so far; all zero where the backend does not tell.
     fn work(&self) -> DecoderWork {
         DecoderWork::default()

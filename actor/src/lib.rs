@@ -4,6 +4,7 @@
 //! - `episode`: one episode as a pure state machine
 //! - `engine`: many episodes at once over one decoder, on a thread of its own
 //! - `decoder`: what the engine needs of a language model
+//! - `external`: that, in a server outside this process (vLLM, SGLang, another actor's `serve`)
 //! - `weights`: follows the learner's published policies
 //! - `session`: the stream to the coordinator
 //! - `serve`: the same decoder behind an OpenAI-compatible HTTP server, for other programs
@@ -19,6 +20,7 @@ pub mod counters;
 pub mod decoder;
 pub mod engine;
 pub mod episode;
+pub mod external;
 pub mod health;
 pub mod language;
 pub mod serve;

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result};
 use ballast_actor::{
     decoder::DecoderFactory,
     engine::{self, Engine},
+    external::ExternalDecoderFactory,
     health,
     session::{Session, SessionError},
     weights,
@@ -28,6 +29,10 @@ use ballast_runtime::{
 use clap::{Parser, Subcommand};
 use tokio::sync::watch;
 
+/// Environment variable with the key that an external engine's server asks for, if it does.
+const ENGINE_KEY_VARIABLE: &str = "BALLAST_ENGINE_API_KEY";
+/// Directory in the run directory through which an external engine gets its weights.
+const ENGINE_SPOOL: &str = "engine";
 /// Threads of the async runtime: it moves messages only; decoding has the engine's own thread.
 const RUNTIME_THREADS: usize = 2;
 
@@ -114,8 +119,9 @@ async fn serve(args: Args, config: Config) -> Result<()> {
     }
     let shutdown = Shutdown::listen().context("signals cannot be handled")?;
     let started = Instant::now();
+    let actor_id = args.actor_id.unwrap_or_else(default_actor_id);
     let engine = engine::spawn(Engine::new(
-        decoder_factory(&config).map_err(exit::unusable)?,
+        decoder_factory(&config, &actor_id).map_err(exit::unusable)?,
         config.actor.slots as usize,
         config.episode.trajectory_tokens_max as usize,
         Box::new(move || started.elapsed()),
@@ -140,7 +146,7 @@ async fn serve(args: Args, config: Config) -> Result<()> {
     }
 
     let session = Session {
-        actor_id: args.actor_id.unwrap_or_else(default_actor_id),
+        actor_id,
         coordinator,
         slots: config.actor.slots,
         engine: Arc::clone(&engine.mailbox),
@@ -159,8 +165,26 @@ async fn serve(args: Args, config: Config) -> Result<()> {
     })
 }
 
+fn decoder_factory(config: &Config, actor_id: &str) -> Result<Box<dyn DecoderFactory>> {
+    let engine = &config.actor.engine;
+    if engine.kind == "libtorch" {
+        return torch_decoder_factory(config);
+    }
+    let spool = if engine.spool.as_os_str().is_empty() {
+        config.run.directory.join(&config.run.name).join(ENGINE_SPOOL)
+    } else {
+        engine.spool.clone()
+    };
+    let api_key = std::env::var(ENGINE_KEY_VARIABLE).ok().filter(|key| !key.is_empty());
+    // Below a shared directory every actor has its own.
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '_' };
+    let own = spool.join(actor_id.chars().map(plain).collect::<String>());
+    let factory = ExternalDecoderFactory::new(engine, own, api_key)?;
+    Ok(Box::new(factory))
+}
+
 #[cfg(feature = "torch")]
-fn decoder_factory(config: &Config) -> Result<Box<dyn DecoderFactory>> {
+fn torch_decoder_factory(config: &Config) -> Result<Box<dyn DecoderFactory>> {
     use ballast_actor::torch_decoder::{CacheConfig, TorchDecoderFactory};
     let actor = &config.actor;
     let cache = CacheConfig::from_mib(actor.kv_cache_mib, actor.recompute_on_swap);
@@ -170,10 +194,10 @@ fn decoder_factory(config: &Config) -> Result<Box<dyn DecoderFactory>> {
 
 #[cfg(not(feature = "torch"))]
 const NO_DECODER: &str =
-    "this ballast-actor was built without the feature `torch`; it cannot decode";
+    "this ballast-actor was built without the feature `torch`; set actor.engine.kind to a server";
 
 #[cfg(not(feature = "torch"))]
-fn decoder_factory(_config: &Config) -> Result<Box<dyn DecoderFactory>> {
+fn torch_decoder_factory(_config: &Config) -> Result<Box<dyn DecoderFactory>> {
     anyhow::bail!(NO_DECODER)
 }
 

@@ -10,16 +10,19 @@ use std::{
     time::Duration,
 };
 
-use ballast_chat::{Tokenizer, python_json, render_call, train_tokenizer};
+use ballast_chat::{TemplateFiles, Tokenizer, python_json, render_call, train_tokenizer};
 use ballast_proto::{
     EpisodeId, GroupId, ManifestHash, PolicyVersion,
-    v1::{Mode, TensorEntry, Trajectory},
+    v1::{Mode, Trajectory},
 };
 use serde_json::json;
 
 use crate::{
     assignment::{Assignment, Limits},
-    decoder::{DecodeError, Decoder, DecoderFactory, DecoderWork, Sampled, Sampling, rows::Rows},
+    decoder::{
+        DecodeError, Decoder, DecoderFactory, DecoderWork, ReadyWeights, Sampled, Sampling,
+        rows::Rows,
+    },
     engine::{Engine, Outcome, Report},
     language::Language,
     weights::StagedPolicy,
@@ -49,7 +52,9 @@ pub(crate) fn tokenizer() -> &'static Tokenizer {
 }
 
 pub(crate) fn language() -> Language {
-    Language::new(tokenizer().clone())
+    static LANGUAGE: OnceLock<Language> = OnceLock::new();
+    let built_in = || Language::built_in(tokenizer().clone()).expect("a language");
+    LANGUAGE.get_or_init(built_in).clone()
 }
 
 pub(crate) fn config_json(vocab_size: usize) -> Vec<u8> {
@@ -64,6 +69,7 @@ pub(crate) fn staged(version: u64) -> StagedPolicy {
         tensors: Vec::new(),
         config_json: config_json(tokenizer().vocab_size()).into(),
         tokenizer_json: tokenizer().json().to_vec().into(),
+        template_files: TemplateFiles::default(),
     }
 }
 
@@ -81,14 +87,8 @@ pub(crate) fn network(seed: u64) -> ballast_policy::Policy {
 /// The same as the learner would publish it.
 #[cfg(feature = "torch")]
 pub(crate) fn staged_network(version: u64, seed: u64) -> StagedPolicy {
-    let tensors = network(seed).named_tensors().into_iter().map(|(name, tensor)| {
-        let bytes = ballast_policy::tensor_bytes(&tensor);
-        let shape = tensor.size().into_iter().map(i64::unsigned_abs).collect();
-        let entry = TensorEntry { name, dtype: "F32".into(), shape, hash: Vec::new() };
-        (entry, bytes.into())
-    });
     StagedPolicy {
-        tensors: tensors.collect(),
+        tensors: crate::torch_decoder::wire_tensors(&network(seed)),
         config_json: network_json().into(),
         ..staged(version)
     }
@@ -278,7 +278,7 @@ impl Decoder for TableDecoder {
         Ok(slots.iter().map(sample).collect())
     }
 
-    fn swap(&mut self, _staged: &StagedPolicy) -> Result<(), DecodeError> {
+    fn swap(&mut self, _ready: ReadyWeights) -> Result<(), DecodeError> {
         self.rows.swapped(true);
         Ok(())
     }

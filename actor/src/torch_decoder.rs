@@ -6,17 +6,21 @@
 //! so log-probabilities differ in the last bits (1e-4 at most in fp32), and a draw that falls into
 //! that gap goes the other way.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, mem, thread};
 
 use ballast_chat::Tokenizer;
 use ballast_policy::{
     Device, Distribution, Draw, Dtype, KvCache, ModelConfig, Policy, Sampler, Tensor, open_device,
-    set_threads, tensor_from_bytes,
+    set_threads, tensor_bytes, tensor_from_bytes, threads,
 };
+
+use ballast_proto::v1::TensorEntry;
+use bytes::Bytes;
 
 use crate::{
     decoder::{
-        DecodeError, Decoder, DecoderFactory, DecoderWork, Sampled, Sampling,
+        DecodeError, Decoder, DecoderFactory, DecoderWork, MakeReady, ReadyWeights, Sampled,
+        Sampling,
         rows::{Entry, Fill, Plan, Rows},
     },
     weights::StagedPolicy,
@@ -121,6 +125,20 @@ pub struct TorchDecoder {
     /// Control tokens, in the order of `ControlTokens::all`.
     control: [i64; 8],
     recompute_on_swap: bool,
+    retiring: Retiring,
+}
+
+/// A thread that gives the memory of older weights back. Whoever drops this waits for it: a process
+/// must not end while libtorch is at work.
+#[derive(Debug, Default)]
+struct Retiring(Option<thread::JoinHandle<()>>);
+
+impl Drop for Retiring {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            let _ended = thread.join();
+        }
+    }
 }
 
 impl TorchDecoder {
@@ -168,6 +186,7 @@ impl TorchDecoder {
             samplers: std::iter::repeat_with(|| None).take(slots).collect(),
             control: control.map(i64::from),
             recompute_on_swap: false,
+            retiring: Retiring::default(),
         }
     }
 
@@ -260,9 +279,27 @@ impl Decoder for TorchDecoder {
         Ok(sampled)
     }
 
-    fn swap(&mut self, staged: &StagedPolicy) -> Result<(), DecodeError> {
-        self.policy.load(&tensors(staged)?).map_err(refused)?;
+    fn make_ready(&self, staged: &StagedPolicy) -> MakeReady {
+        let (config, device, dtype) =
+            (self.policy.config().clone(), self.policy.device(), self.policy.dtype());
+        let (staged, threads) = (staged.clone(), threads());
+        Box::new(move || {
+            // The policy keeps this number for the steps that it takes.
+            set_threads(threads);
+            let policy =
+                Policy::with_dtype(config, &tensors(&staged)?, device, dtype).map_err(refused)?;
+            policy.lay_out();
+            Ok(ReadyWeights::new(policy))
+        })
+    }
+
+    fn swap(&mut self, ready: ReadyWeights) -> Result<(), DecodeError> {
+        let retired = mem::replace(&mut self.policy, ready.take()?);
         self.rows.swapped(self.recompute_on_swap);
+        // Giving a large piece of memory back takes milliseconds. If there is no thread for it, the
+        // closure and the policy in it are dropped here.
+        let retire = thread::Builder::new().name("retire".into()).spawn(move || drop(retired));
+        self.retiring = Retiring(retire.ok());
         Ok(())
     }
 
@@ -294,6 +331,16 @@ fn tensors(staged: &StagedPolicy) -> Result<BTreeMap<String, Tensor>, DecodeErro
             Ok((entry.name.clone(), tensor))
         })
         .collect()
+}
+
+/// The tensors of a policy in fp32, as they travel.
+pub(crate) fn wire_tensors(policy: &Policy) -> Vec<(TensorEntry, Bytes)> {
+    let entry = |(name, tensor): (String, Tensor)| {
+        let shape = tensor.size().into_iter().map(i64::unsigned_abs).collect();
+        let entry = TensorEntry { name, dtype: "F32".into(), shape, hash: Vec::new() };
+        (entry, Bytes::from(tensor_bytes(&tensor)))
+    };
+    policy.named_tensors().into_iter().map(entry).collect()
 }
 
 fn refused(error: impl std::fmt::Display) -> DecodeError {

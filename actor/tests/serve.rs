@@ -243,6 +243,38 @@ fn what_cannot_be_answered_is_refused_precisely() {
     assert_eq!(server.get("/v1/models/other").status, 404);
 }
 
+#[test]
+fn control_tokens_are_watched_by_their_ids() {
+    let server = Server::start(&[]);
+    // `<|im_start|>` to `</tool_call>` of the shipped tokenizer.
+    let watched = [467, 468, 469, 470, 471];
+    let asked = json!({"prompt": "lamp", "max_tokens": 6, "ignore_eos": true, "temperature": 0,
+        "return_token_ids": true, "logprobs": 0, "logprob_token_ids": watched,
+        "return_tokens_as_token_ids": true, "logit_bias": {"470": 100}});
+    let choice = server.post(TEXT, &asked).json()["choices"][0].clone();
+    let told = &choice["logprobs"];
+    assert_eq!(told["tokens"], json!(vec!["token_id:470"; 6]));
+    for at in 0..6 {
+        let top = told["top_logprobs"][at].as_object().unwrap();
+        let names: Vec<String> = watched.iter().map(|id| format!("token_id:{id}")).collect();
+        assert!(top.keys().eq(&names), "{top:?}");
+        assert_close(&[top["token_id:470"].clone()], &[told["token_logprobs"][at].clone()]);
+        let mass: f64 = top.values().map(|logprob| logprob.as_f64().unwrap().exp()).sum();
+        assert!((0.0..=1.0).contains(&mass), "the policy's, not the biased ones: {mass}");
+        assert!(told["entropies"][at].as_f64().unwrap() > 0.0);
+    }
+    for (key, value, expected) in [
+        ("logprob_token_ids", json!([3]), "3 is no control token"),
+        ("logprob_token_ids", json!(vec![467; 9]), "9 tokens, at most 8"),
+        ("logprobs", json!(null), "takes logprobs"),
+        ("return_tokens_as_token_ids", json!(false), "return_tokens_as_token_ids"),
+    ] {
+        let answer = server.post(TEXT, &with(asked.clone(), key, value));
+        assert_eq!(answer.status, 400, "{answer:?}");
+        assert!(answer.body.contains(expected), "{answer:?} lacks {expected}");
+    }
+}
+
 /// A request that would hold a slot for long.
 fn endless(n: usize) -> Value {
     json!({"prompt": "x", "max_tokens": 1000, "ignore_eos": true, "stream": true, "n": n})

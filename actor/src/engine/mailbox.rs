@@ -8,6 +8,7 @@ use std::{
 
 use ballast_proto::{EpisodeId, Generation};
 
+use super::{AdoptError, ReadyPolicy};
 use crate::{assignment::Assignment, weights::StagedPolicy};
 
 /// Hand-over from the session and the weights subscriber to the engine's thread. Nothing here
@@ -24,7 +25,9 @@ pub struct Mailbox {
 pub(super) struct Inbox {
     /// Drop all episodes that run.
     pub(super) abandoned: bool,
-    /// A policy to adopt.
+    /// A policy that was made ready, or why it could not be.
+    pub(super) ready: Option<Result<ReadyPolicy, AdoptError>>,
+    /// A policy to make ready.
     pub(super) staged: Option<StagedPolicy>,
     /// Episodes to run.
     pub(super) assignments: Vec<(Generation, Assignment)>,
@@ -39,6 +42,7 @@ pub(super) struct Inbox {
 impl Inbox {
     fn is_empty(&self) -> bool {
         !self.abandoned
+            && self.ready.is_none()
             && self.staged.is_none()
             && self.assignments.is_empty()
             && self.cancelled.is_empty()
@@ -95,6 +99,12 @@ impl Mailbox {
     /// A policy to adopt; it replaces one that the engine has not looked at.
     pub fn stage(&self, staged: StagedPolicy) {
         self.lock().staged = Some(staged);
+        self.filled.notify_one();
+    }
+
+    /// The policy that the engine had made ready; it has one made at a time.
+    pub(super) fn made_ready(&self, ready: Result<ReadyPolicy, AdoptError>) {
+        self.lock().ready = Some(ready);
         self.filled.notify_one();
     }
 

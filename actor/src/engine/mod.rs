@@ -12,6 +12,7 @@ mod thread;
 
 use std::{sync::Arc, time::Duration};
 
+use ballast_chat::TemplateFiles;
 use ballast_proto::{
     EpisodeId, Generation, ManifestHash, PolicyVersion,
     v1::{Mode, Trajectory},
@@ -27,7 +28,7 @@ pub use self::{
 use crate::{
     assignment::Assignment,
     counters::Counters,
-    decoder::{DecodeError, Decoder, DecoderFactory, Sampled},
+    decoder::{DecodeError, Decoder, DecoderFactory, MakeReady, ReadyWeights, Sampled},
     episode::{Event, TokenSample},
     language::{Language, LanguageError},
     weights::StagedPolicy,
@@ -64,7 +65,8 @@ pub enum AdoptError {
     Language(#[from] LanguageError),
     /// It is not a version of the model this actor runs.
     #[error(
-        "it has another config.json or tokenizer.json than the policy in use; restart the actor"
+        "it has another config.json, tokenizer.json or chat template than the policy in use; \
+         restart the actor"
     )]
     AnotherModel,
     /// The backend refused it.
@@ -103,8 +105,36 @@ struct Adopted {
     manifest_hash: ManifestHash,
     config_json: Bytes,
     tokenizer_json: Bytes,
+    template_files: TemplateFiles,
     language: Language,
     decoder: Box<dyn Decoder>,
+}
+
+/// A policy on its way to be adopted: what is left to be done for it, on any thread.
+#[expect(missing_debug_implementations, reason = "it holds a function")]
+pub struct Adoption {
+    policy_version: PolicyVersion,
+    manifest_hash: ManifestHash,
+    make_ready: MakeReady,
+}
+
+/// A policy whose weights are ready to be swapped in.
+#[derive(Debug)]
+pub struct ReadyPolicy {
+    policy_version: PolicyVersion,
+    manifest_hash: ManifestHash,
+    weights: ReadyWeights,
+}
+
+impl Adoption {
+    /// Makes the weights ready; it takes as long as loading them.
+    ///
+    /// # Errors
+    /// The backend refuses them.
+    pub fn complete(self) -> Result<ReadyPolicy, AdoptError> {
+        let Self { policy_version, manifest_hash, make_ready } = self;
+        Ok(ReadyPolicy { policy_version, manifest_hash, weights: make_ready()? })
+    }
 }
 
 impl Engine {
@@ -155,23 +185,50 @@ impl Engine {
         Ok(())
     }
 
-    /// Switches to a staged policy. Running episodes go on under it; whether their keys and values
-    /// stay as the older weights computed them is the decoder's setting.
+    /// Takes up a staged policy. The first is adopted at once; another one is to be completed, on any
+    /// thread, and then handed to [`Self::adopt_ready`].
     ///
     /// # Errors
     /// The policy cannot be used; the one in use stays.
-    pub fn adopt(&mut self, staged: &StagedPolicy) -> Result<(), AdoptError> {
-        match &mut self.adopted {
-            Some(adopted) => adopted.swap(staged)?,
-            None => {
-                let language = Language::of(staged)?;
-                let (slots, tokens_max) = (self.slots.len(), self.trajectory_tokens_max);
-                let decoder = self.factory.build(staged, slots, tokens_max)?;
-                self.adopted = Some(Adopted::new(staged, language, decoder));
-            }
+    pub fn begin_adoption(
+        &mut self,
+        staged: &StagedPolicy,
+    ) -> Result<Option<Adoption>, AdoptError> {
+        if let Some(adopted) = &self.adopted {
+            return adopted.begin_adoption(staged).map(Some);
         }
+        let language = Language::of(staged)?;
+        let (slots, tokens_max) = (self.slots.len(), self.trajectory_tokens_max);
+        let decoder = self.factory.build(staged, slots, tokens_max)?;
+        self.adopted = Some(Adopted::new(staged, language, decoder));
         self.counters.set_policy_version(staged.policy_version.0);
+        Ok(None)
+    }
+
+    /// Switches to a policy that is ready. Running episodes go on under it; whether their keys and
+    /// values stay as the older weights computed them is the decoder's setting.
+    ///
+    /// # Errors
+    /// The backend refuses it; the one in use stays.
+    pub fn adopt_ready(&mut self, ready: ReadyPolicy) -> Result<(), AdoptError> {
+        let ReadyPolicy { policy_version, manifest_hash, weights } = ready;
+        if let Some(adopted) = &mut self.adopted {
+            adopted.decoder.swap(weights)?;
+            (adopted.policy_version, adopted.manifest_hash) = (policy_version, manifest_hash);
+            self.counters.set_policy_version(policy_version.0);
+        }
         Ok(())
+    }
+
+    /// Both at once, on this thread.
+    ///
+    /// # Errors
+    /// As the two.
+    pub fn adopt(&mut self, staged: &StagedPolicy) -> Result<(), AdoptError> {
+        match self.begin_adoption(staged)? {
+            Some(adoption) => self.adopt_ready(adoption.complete()?),
+            None => Ok(()),
+        }
     }
 
     /// Drops every episode without a report: the session they came over is gone, and the
@@ -356,21 +413,24 @@ impl Adopted {
             manifest_hash: staged.manifest_hash,
             config_json: staged.config_json.clone(),
             tokenizer_json: staged.tokenizer_json.clone(),
+            template_files: staged.template_files.clone(),
             language,
             decoder,
         }
     }
 
-    fn swap(&mut self, staged: &StagedPolicy) -> Result<(), AdoptError> {
-        let same_model =
-            staged.config_json == self.config_json && staged.tokenizer_json == self.tokenizer_json;
+    fn begin_adoption(&self, staged: &StagedPolicy) -> Result<Adoption, AdoptError> {
+        let same_model = staged.config_json == self.config_json
+            && staged.tokenizer_json == self.tokenizer_json
+            && staged.template_files == self.template_files;
         if !same_model {
             return Err(AdoptError::AnotherModel);
         }
-        self.decoder.swap(staged)?;
-        self.policy_version = staged.policy_version;
-        self.manifest_hash = staged.manifest_hash;
-        Ok(())
+        Ok(Adoption {
+            policy_version: staged.policy_version,
+            manifest_hash: staged.manifest_hash,
+            make_ready: self.decoder.make_ready(staged),
+        })
     }
 }
 

@@ -20,7 +20,6 @@ pub(super) struct Run {
     episode: Episode,
     /// Absent when the world could not be opened; the episode then fails at once.
     world: Option<World>,
-    language: Language,
     deadline: Duration,
     wants_token: bool,
 }
@@ -41,13 +40,13 @@ impl Run {
         language: Language,
         trajectory_tokens_max: usize,
     ) -> (Self, Event) {
-        let opened = World::open(assignment, &language, trajectory_tokens_max);
+        let opened = World::open(assignment, trajectory_tokens_max);
         let (world, event) = match opened {
             Ok((world, event)) => (Some(world), event),
             Err(failure) => (None, Event::InfrastructureFailed(failure)),
         };
-        let episode = Episode::new(assigned_at, assignment.clone(), language.clone());
-        let run = Self { episode, world, language, deadline: Duration::MAX, wants_token: false };
+        let episode = Episode::new(assigned_at, assignment.clone(), language);
+        let run = Self { episode, world, deadline: Duration::MAX, wants_token: false };
         (run, event)
     }
 
@@ -99,13 +98,7 @@ impl Run {
         let Some(World { expert: Some(expert), last_result, .. }) = &mut self.world else {
             return Event::InfrastructureFailed("the world has no expert".into());
         };
-        let action = expert.next(last_result.as_ref());
-        match self.language.expert_message(&action) {
-            Ok(token_ids) => Event::ExpertActed { token_ids },
-            Err(error) => {
-                Event::InfrastructureFailed(format!("the expert cannot be tokenised: {error}"))
-            }
-        }
+        Event::ExpertActed(expert.next(last_result.as_ref()))
     }
 
     fn call_tools(&mut self, requests: &[ToolRequest]) -> Event {
@@ -137,7 +130,6 @@ impl Run {
 impl World {
     fn open(
         assignment: &Assignment,
-        language: &Language,
         trajectory_tokens_max: usize,
     ) -> Result<(Self, Event), String> {
         let wanted = assignment.limits.trajectory_tokens_max;
@@ -149,12 +141,9 @@ impl World {
         }
         let environment =
             ballast_arena::open(&assignment.task).map_err(|error| error.to_string())?;
-        let opening = language
-            .renderer()
-            .opening(environment.tools(), environment.prompt())
-            .map_err(|error| format!("the task cannot be tokenised: {error}"))?;
+        let (tools, prompt) = (environment.tools().to_vec(), environment.prompt().to_owned());
         let expert = (assignment.mode == Mode::Demonstrate).then(|| environment.expert());
-        Ok((Self { environment, expert, last_result: None }, Event::Started { opening }))
+        Ok((Self { environment, expert, last_result: None }, Event::Started { tools, prompt }))
     }
 
     fn call(&mut self, request: &ToolRequest) -> Result<ToolResult, InfrastructureError> {

@@ -257,6 +257,31 @@ fn one_episode_can_be_cancelled() {
     assert_eq!(run(&mut engine, Mode::Explore, 2..4).len(), 2);
 }
 
+fn with_template(staged: StagedPolicy, source: &str) -> StagedPolicy {
+    let file = ("chat_template.jinja".to_owned(), source.as_bytes().to_vec());
+    StagedPolicy { template_files: TemplateFiles::from_iter([file]), ..staged }
+}
+
+#[test]
+fn episodes_speak_the_template_that_came_with_the_policy() {
+    let source = ballast_chat::CHAT_TEMPLATE.replace("<tools>", "Your tools:");
+    let (mut engine, _) = engine(plays(&["1"]), 1);
+    engine.adopt(&with_template(staged(1), &source)).expect("adopted");
+    let [trajectory] = run(&mut engine, Mode::Explore, 0..1).try_into().expect("one");
+    let text = tokenizer().decode(&trajectory.token_ids);
+    assert!(text.starts_with("<|im_start|>system\nYour tools:\n{\"name\": \"product\""), "{text}");
+}
+
+#[test]
+fn a_template_that_episodes_cannot_be_told_with_is_not_adopted() {
+    let (mut engine, _) = engine(plays(&["1"]), 1);
+    let deaf = ballast_chat::CHAT_TEMPLATE.replace("'tool'", "'nobody'");
+    let error = engine.adopt(&with_template(staged(1), &deaf)).expect_err("no results");
+    let expected = "chat template of the published policy: chat_template.jinja ";
+    assert!(error.to_string().starts_with(expected), "{error}");
+    engine.adopt(&staged(1)).expect("adopted");
+}
+
 #[test]
 fn a_policy_that_cannot_be_used_changes_nothing() {
     let (mut engine, _) = engine(plays(&["1"]), 1);
@@ -270,5 +295,34 @@ fn a_policy_that_cannot_be_used_changes_nothing() {
     let mut other = staged(2);
     other.config_json = b"{}".to_vec().into();
     assert_eq!(engine.adopt(&other), Err(AdoptError::AnotherModel));
+    let other = with_template(staged(2), ballast_chat::CHAT_TEMPLATE);
+    assert_eq!(engine.adopt(&other), Err(AdoptError::AnotherModel));
     assert_eq!(run(&mut engine, Mode::Explore, 0..1)[0].sampled_versions[0].policy_version, 1);
+}
+
+/// What the base model was trained to read, as it was when that was done: another prompt format
+/// would change what the quickstart shows.
+#[test]
+fn the_base_model_reads_what_it_always_read() {
+    let base = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/market/base");
+    let file = |name: &str| std::fs::read(base.join(name)).expect("a file of the base model");
+    let base = StagedPolicy {
+        config_json: file("config.json").into(),
+        tokenizer_json: file("tokenizer.json").into(),
+        ..staged(0)
+    };
+    let (mut engine, _) = engine(plays(&[]), 64);
+    engine.adopt(&base).expect("adopted");
+    let mut hasher = blake3::Hasher::new();
+    for trajectory in run(&mut engine, Mode::Demonstrate, 0..64) {
+        assert_eq!(trajectory.success, Some(true));
+        for (id, mask) in trajectory.token_ids.iter().zip(&trajectory.loss_mask) {
+            hasher.update(format!("{id}/{mask} ").as_bytes());
+        }
+        for span in &trajectory.spans {
+            hasher.update(format!("{:?}:{}-{}\n", span.role(), span.start, span.end).as_bytes());
+        }
+    }
+    let expected = "60dad0c6f86d1a82d41861f60863ccc0dfafb8100b5a8f27b5af506bdd343417";
+    assert_eq!(hasher.finalize().to_hex().as_str(), expected);
 }

@@ -1,24 +1,23 @@
 //! What can happen to an episode.
 
-use ballast_arena::Score;
-use ballast_chat::Segment;
+use ballast_arena::{ExpertAction, Score};
 use ballast_proto::{ManifestHash, PolicyVersion, v1::CallStatus};
+use serde_json::Value;
 
 /// Something that happened outside the state machine.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The world is open; here is the conversation up to the first assistant message.
+    /// The world is open.
     Started {
-        /// System and user messages, in order.
-        opening: Vec<Segment>,
+        /// Definitions of its tools.
+        tools: Vec<Value>,
+        /// The user's request.
+        prompt: String,
     },
     /// The policy sampled the next token.
     TokenSampled(TokenSample),
-    /// The expert wrote its next message, end token included.
-    ExpertActed {
-        /// Token ids of the message.
-        token_ids: Vec<u32>,
-    },
+    /// The expert chose what its next message says.
+    ExpertActed(ExpertAction),
     /// The requested calls ran, in order.
     ToolsReturned(Vec<ToolResult>),
     /// The verifier scored the outcome.
@@ -36,7 +35,7 @@ impl Event {
         match self {
             Self::Started { .. } => "Started",
             Self::TokenSampled(_) => "TokenSampled",
-            Self::ExpertActed { .. } => "ExpertActed",
+            Self::ExpertActed(_) => "ExpertActed",
             Self::ToolsReturned(_) => "ToolsReturned",
             Self::Scored(_) => "Scored",
             Self::InfrastructureFailed(_) => "InfrastructureFailed",

@@ -18,9 +18,13 @@ mod record;
 
 use std::{mem, time::Duration};
 
-use ballast_arena::Score;
-use ballast_chat::{MessageGrammar, ParsedCall, Segment, parse_message};
-use ballast_proto::v1::{CallStatus, Mode, StopReason, StructuralState, ToolCall, Trajectory};
+use ballast_arena::{ExpertAction, Score};
+use ballast_chat::{
+    AssistantMessage, Dialogue, MessageGrammar, ParsedCall, TemplateError,
+    parse_message_with_tools, split_reasoning,
+};
+use ballast_proto::v1::{CallStatus, Mode, StopReason, ToolCall, Trajectory};
+use serde_json::Value;
 
 use self::record::Record;
 pub use self::{
@@ -31,6 +35,9 @@ use crate::{assignment::Assignment, language::Language};
 
 /// What the policy reads in place of a result when its call does not parse.
 pub const MALFORMED_CALL_RESULT: &str = r#"{"error": "malformed call"}"#;
+
+/// An episode generates from its opening on, so this is a bug; it ends the episode, not the actor.
+const NOT_OPEN: &str = "the conversation is not open";
 
 /// Above 0 by no more than fp32 rounding: what a log-probability may be.
 const LOGPROB_MAX: f32 = 1e-4;
@@ -68,6 +75,8 @@ pub struct Episode {
     state: State,
     assigned_at: Duration,
     record: Record,
+    /// From the opening on.
+    dialogue: Option<Dialogue>,
     message: Message,
     turns: u32,
     outcome: Outcome,
@@ -79,9 +88,8 @@ pub struct Episode {
 struct Message {
     token_ids: Vec<u32>,
     grammar: MessageGrammar,
-    /// Filled when the message is complete and calls tools.
-    state: StructuralState,
-    calls: Vec<ParsedCall>,
+    /// Present while its calls run.
+    calling: Option<AssistantMessage>,
 }
 
 /// How the episode ended, as far as it is known.
@@ -97,8 +105,7 @@ impl Message {
         Self {
             token_ids: Vec::new(),
             grammar: MessageGrammar::start(language.tokenizer()),
-            state: StructuralState::Unspecified,
-            calls: Vec::new(),
+            calling: None,
         }
     }
 }
@@ -114,6 +121,7 @@ impl Episode {
             state: State::Prompting,
             assigned_at: now,
             record: Record::default(),
+            dialogue: None,
             message,
             turns: 0,
             outcome: Outcome::default(),
@@ -140,12 +148,14 @@ impl Episode {
     pub fn handle(&mut self, now: Duration, event: Event) -> Result<Vec<Command>, IllegalEvent> {
         let expert_acts = self.assignment.mode == Mode::Demonstrate;
         Ok(match (self.state, event) {
-            (State::Prompting, Event::Started { opening }) => self.on_started(now, &opening),
+            (State::Prompting, Event::Started { tools, prompt }) => {
+                self.on_started(now, &tools, &prompt)
+            }
             (State::Generating, Event::TokenSampled(sample)) if !expert_acts => {
                 self.on_token_sampled(now, &sample)
             }
-            (State::Generating, Event::ExpertActed { token_ids }) if expert_acts => {
-                self.on_expert_acted(&token_ids)
+            (State::Generating, Event::ExpertActed(action)) if expert_acts => {
+                self.on_expert_acted(now, &action)
             }
             (State::CallingTools, Event::ToolsReturned(results))
                 if results.len() == self.requests().len() =>
@@ -164,7 +174,12 @@ impl Episode {
         })
     }
 
-    fn on_started(&mut self, now: Duration, opening: &[Segment]) -> Vec<Command> {
+    fn on_started(&mut self, now: Duration, tools: &[Value], prompt: &str) -> Vec<Command> {
+        let (dialogue, opening) = match self.language.open(tools, prompt) {
+            Ok(opened) => opened,
+            Err(error) => return self.refused(now, &error),
+        };
+        self.dialogue = Some(dialogue);
         let header = self.language.renderer().assistant_header().to_vec();
         let messages = opening.iter().flat_map(|segment| &segment.token_ids).copied();
         let forced: Vec<u32> = messages.chain(header.iter().copied()).collect();
@@ -206,60 +221,70 @@ impl Episode {
         }
     }
 
-    fn on_expert_acted(&mut self, token_ids: &[u32]) -> Vec<Command> {
+    fn on_expert_acted(&mut self, now: Duration, action: &ExpertAction) -> Vec<Command> {
+        let Some(dialogue) = &self.dialogue else { return self.fail(now, NOT_OPEN.to_owned()) };
+        let written = match action {
+            ExpertAction::Call { name, arguments } => dialogue.message_of("", &[(name, arguments)]),
+            ExpertAction::Answer(text) => dialogue.message_of(text, &[]),
+        };
+        let token_ids = match written {
+            Ok(token_ids) => token_ids,
+            Err(error) => return self.refused(now, &error),
+        };
         // An expert that could not speak within the policy's limits would teach what cannot be done.
         let limits = self.assignment.limits;
         let room = limits.trajectory_tokens_max.saturating_sub(self.record.len());
         if token_ids.len() > limits.message_tokens_max.min(room) {
             return self.stop(StopReason::TokenLimit);
         }
-        self.record.demonstrated(token_ids);
-        self.message.token_ids.extend_from_slice(token_ids);
+        self.record.demonstrated(&token_ids);
+        self.message.token_ids = token_ids;
         self.on_message_complete()
     }
 
     fn on_message_complete(&mut self) -> Vec<Command> {
-        let parsed = parse_message(self.language.tokenizer(), &self.message.token_ids);
+        let parsed = self.parsed_message();
         self.turns += 1;
         if parsed.calls.is_empty() {
             self.record.close_message(parsed.state, Vec::new());
+            let (_reasoning, answer) = split_reasoning(&parsed.text);
             self.outcome.stop_reason = StopReason::Done;
-            self.outcome.answer = Some(parsed.text.clone());
+            self.outcome.answer = Some(answer.to_owned());
             self.state = State::Scoring;
-            return vec![Command::Score(Some(parsed.text))];
+            return vec![Command::Score(Some(answer.to_owned()))];
         }
-        self.message.state = parsed.state;
-        self.message.calls = parsed.calls;
+        self.message.calling = Some(parsed);
         self.state = State::CallingTools;
         vec![Command::CallTools(self.requests())]
     }
 
     fn on_tools_returned(&mut self, now: Duration, results: Vec<ToolResult>) -> Vec<Command> {
-        let (calls, texts) = self.settle(results);
-        let state = self.message.state;
-        self.message.calls.clear();
+        let (Some(reply), Some(dialogue)) = (self.message.calling.take(), &mut self.dialogue)
+        else {
+            return self.fail(now, NOT_OPEN.to_owned());
+        };
+        let (calls, texts) = settle(&reply, results);
         if self.turns >= self.assignment.limits.turns_max {
-            self.record.close_message(state, calls);
+            self.record.close_message(reply.state, calls);
             return self.stop(StopReason::TurnLimit);
         }
-        let renderer = self.language.renderer();
-        let (trailer, header) = (renderer.assistant_trailer(), renderer.assistant_header());
-        let segment = match renderer.tool_results(&texts) {
-            Ok(segment) => segment,
+        let continuation = match dialogue.answer(&reply, &texts) {
+            Ok(continuation) => continuation,
             Err(error) => {
-                self.record.close_message(state, calls);
-                return self.fail(now, format!("tool results cannot be tokenised: {error}"));
+                self.record.close_message(reply.state, calls);
+                return self.refused(now, &error);
             }
         };
-        let forced = [trailer, &segment.token_ids, header].concat();
+        let header = self.language.renderer().assistant_header().to_vec();
+        let forced = [&*continuation.trailer, &continuation.results.token_ids, &header].concat();
         if !self.fits(forced.len()) {
-            self.record.close_message(state, calls);
+            self.record.close_message(reply.state, calls);
             return self.stop(StopReason::TokenLimit);
         }
-        self.record.forced(trailer);
-        self.record.close_message(state, calls);
-        self.record.segment(&segment);
-        self.record.open_message(header);
+        self.record.forced(&continuation.trailer);
+        self.record.close_message(reply.state, calls);
+        self.record.segment(&continuation.results);
+        self.record.open_message(&header);
         self.next_message(forced)
     }
 
@@ -268,26 +293,19 @@ impl Episode {
         self.finish(now)
     }
 
-    /// The well-formed calls of the complete message, in order.
+    /// The well-formed calls of the message whose calls run, in order.
     fn requests(&self) -> Vec<ToolRequest> {
-        let calls = self.message.calls.iter().filter(|call| !call.malformed);
+        let calls = self.message.calling.iter().flat_map(|message| &message.calls);
         calls
+            .filter(|call| !call.malformed)
             .map(|call| ToolRequest { name: call.name.clone(), arguments: call.arguments.clone() })
             .collect()
     }
 
-    /// Joins the calls of the message with their results: the record of each call, and the text the
-    /// policy reads. `results` answer the well-formed calls in order (checked by `handle`).
-    fn settle(&self, results: Vec<ToolResult>) -> (Vec<ToolCall>, Vec<String>) {
-        let mut results = results.into_iter();
-        let settled = self.message.calls.iter().map(|call| {
-            let result = if call.malformed { None } else { results.next() };
-            match result {
-                Some(result) => (wire_call(call, result.status), result.text),
-                None => (wire_call(call, CallStatus::Malformed), MALFORMED_CALL_RESULT.to_owned()),
-            }
-        });
-        settled.unzip()
+    /// What the message says, as far as it is written.
+    fn parsed_message(&self) -> AssistantMessage {
+        let tools = self.dialogue.as_ref().map_or(&[][..], Dialogue::tools);
+        parse_message_with_tools(self.language.tokenizer(), &self.message.token_ids, tools)
     }
 
     /// Begins to generate after `forced` tokens.
@@ -323,6 +341,11 @@ impl Episode {
         self.finish(now)
     }
 
+    /// The chat template refuses what was said, which no policy is to blame for.
+    fn refused(&mut self, now: Duration, error: &TemplateError) -> Vec<Command> {
+        self.fail(now, format!("the conversation cannot be rendered: {error}"))
+    }
+
     /// Closes a message that was cut off. Its malformed calls are recorded; its well-formed ones
     /// never ran, so they have no outcome to record.
     fn close_unfinished_message(&mut self) {
@@ -330,7 +353,7 @@ impl Episode {
             self.record.discard_message();
             return;
         }
-        let parsed = parse_message(self.language.tokenizer(), &self.message.token_ids);
+        let parsed = self.parsed_message();
         let malformed = parsed.calls.iter().filter(|call| call.malformed);
         let calls = malformed.map(|call| wire_call(call, CallStatus::Malformed)).collect();
         self.record.close_message(parsed.state, calls);
@@ -358,13 +381,27 @@ impl Episode {
     }
 }
 
+/// Joins the calls of a message with their results: the record of each call, and the text the
+/// policy reads. `results` answer the well-formed calls in order (checked by `handle`).
+fn settle(message: &AssistantMessage, results: Vec<ToolResult>) -> (Vec<ToolCall>, Vec<String>) {
+    let mut results = results.into_iter();
+    let settled = message.calls.iter().map(|call| {
+        let result = if call.malformed { None } else { results.next() };
+        match result {
+            Some(result) => (wire_call(call, result.status), result.text),
+            None => (wire_call(call, CallStatus::Malformed), MALFORMED_CALL_RESULT.to_owned()),
+        }
+    });
+    settled.unzip()
+}
+
 fn wire_call(call: &ParsedCall, status: CallStatus) -> ToolCall {
     ToolCall {
         name: call.name.clone(),
         arguments_json: if call.malformed {
             String::new()
         } else {
-            serde_json::Value::Object(call.arguments.clone()).to_string()
+            Value::Object(call.arguments.clone()).to_string()
         },
         status: status.into(),
         raw: call.raw.clone(),

@@ -90,8 +90,9 @@ impl Record {
 
     /// Moves everything into `trajectory`.
     pub(super) fn write_into(self, trajectory: &mut Trajectory) {
-        trajectory.control_token_mass = (self.sampled_tokens > 0)
-            .then(|| (self.forbidden_mass / self.sampled_tokens as f64) as f32);
+        // Not a number where nothing was sampled, or where the decoder cannot tell.
+        let mass = (self.forbidden_mass / self.sampled_tokens as f64) as f32;
+        trajectory.control_token_mass = mass.is_finite().then_some(mass);
         trajectory.token_ids = self.token_ids;
         trajectory.loss_mask = self.loss_mask;
         trajectory.behavior_logprobs = self.behavior_logprobs;

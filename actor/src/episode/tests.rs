@@ -1,13 +1,18 @@
-use ballast_proto::{ManifestHash, PolicyVersion, v1::Role, verify_trajectory};
+use ballast_proto::{
+    ManifestHash, PolicyVersion,
+    v1::{Role, StructuralState},
+    verify_trajectory,
+};
 
 use super::*;
 use crate::testing::{self, language, tokenizer};
 
+mod families;
+
 const NOW: Duration = Duration::from_secs(1);
 
 fn started() -> Event {
-    let opening = language().renderer().opening(&[], "price of lamp").expect("an opening");
-    Event::Started { opening }
+    Event::Started { tools: Vec::new(), prompt: "price of lamp".into() }
 }
 
 fn sampled(token: u32) -> Event {
@@ -48,7 +53,12 @@ impl Episode {
     fn says(&mut self, message: &str) -> Vec<Command> {
         let token_ids = tokenizer().encode(&format!("{message}<|im_end|>")).expect("encodable");
         if self.assignment.mode == Mode::Demonstrate {
-            return self.take(Event::ExpertActed { token_ids });
+            let said = ballast_chat::parse_message(tokenizer(), &token_ids);
+            let action = match said.calls.into_iter().next() {
+                Some(ParsedCall { name, arguments, .. }) => ExpertAction::Call { name, arguments },
+                None => ExpertAction::Answer(said.text),
+            };
+            return self.take(Event::ExpertActed(action));
         }
         token_ids.into_iter().map(|token| self.take(sampled(token))).last().expect("a token")
     }
@@ -87,11 +97,10 @@ fn in_state(state: State, mode: Mode) -> Episode {
 fn every_event_in_every_state() {
     use State::{CallingTools, Finished, Generating, Prompting, Scoring};
     let text = tokenizer().encode("1").expect("encodable")[0];
-    let answer = tokenizer().encode("14<|im_end|>").expect("encodable");
     let events: [Event; 7] = [
         started(),
         sampled(text),
-        Event::ExpertActed { token_ids: answer },
+        Event::ExpertActed(ExpertAction::Answer("14".into())),
         Event::ToolsReturned(vec![ok("{}")]),
         score(true),
         Event::InfrastructureFailed("disk".into()),

@@ -7,7 +7,10 @@
 use ballast_chat::Tokenizer;
 
 use super::sequence::{Plan, Sequence, Update};
-use crate::decoder::{DecodeError, Decoder, DecoderWork};
+use crate::{
+    decoder::{DecodeError, Decoder, DecoderWork},
+    weights::StagedPolicy,
+};
 
 /// Sequences under way over one decoder.
 #[expect(missing_debug_implementations, reason = "it holds a backend that has none")]
@@ -73,6 +76,14 @@ impl Batch {
                 Err(error)
             }
         }
+    }
+
+    /// Replaces the weights.
+    ///
+    /// # Errors
+    /// They do not fit; the old ones stay.
+    pub fn swap(&mut self, staged: &StagedPolicy) -> Result<(), DecodeError> {
+        self.decoder.load(staged)
     }
 
     /// What the decoder did so far.

@@ -6,7 +6,7 @@ use std::{io, sync::Arc, thread};
 use super::{
     batch::Batch,
     metrics::Metrics,
-    queue::{Job, Outlet, Queue},
+    queue::{Job, Outlet, Queue, WeightUpdate},
     sequence::Update,
 };
 use crate::decoder::DecodeError;
@@ -59,8 +59,9 @@ impl Decoding {
     fn run(mut self, queue: &Queue) {
         while self.batch.running() > 0 || queue.wait() {
             self.drop_departed();
-            for job in queue.take(self.batch.free()) {
-                self.admit(job);
+            match queue.update_waits() {
+                Some(cut_off) => self.make_way(cut_off, queue),
+                None => queue.take(self.batch.free()).into_iter().for_each(|job| self.admit(job)),
             }
             match self.batch.step() {
                 Ok(updates) => self.deliver(updates),
@@ -72,6 +73,19 @@ impl Decoding {
     fn admit(&mut self, Job { choice, plan, outlet }: Job) {
         if let Some(slot) = self.batch.admit(&plan) {
             self.clients[slot] = Some(Client { choice, outlet });
+        }
+    }
+
+    /// Replaces the weights as soon as nothing runs.
+    fn make_way(&mut self, cut_off: bool, queue: &Queue) {
+        if cut_off {
+            self.fail(&DecodeError("new weights cut it off; send the request again".into()));
+        }
+        if self.batch.running() == 0
+            && let Some(WeightUpdate { staged, done, .. }) = queue.take_update()
+            && done.send(self.batch.swap(&staged)).is_err()
+        {
+            tracing::warn!("whoever sent new weights left before they were in use");
         }
     }
 
@@ -99,11 +113,16 @@ impl Decoding {
     }
 
     fn fail(&mut self, error: &DecodeError) {
-        tracing::error!("decoding failed, {} completions are lost: {error}", self.occupied());
-        self.metrics.stepped(0, 0, self.batch.work());
-        for client in self.clients.iter_mut().filter_map(Option::take) {
-            client.send(Err(error.clone()));
+        if self.occupied() > 0 {
+            tracing::error!("{} completions are lost: {error}", self.occupied());
         }
+        for (slot, client) in self.clients.iter_mut().enumerate() {
+            if let Some(client) = client.take() {
+                self.batch.cancel(slot);
+                client.send(Err(error.clone()));
+            }
+        }
+        self.metrics.stepped(0, 0, self.batch.work());
     }
 
     fn occupied(&self) -> usize {
@@ -176,6 +195,34 @@ mod tests {
         assert!(inlet.blocking_recv().is_some_and(|(_, update)| update.is_ok()));
         assert!(inlet.blocking_recv().is_some_and(|(_, update)| update.is_err()));
         assert!(inlet.blocking_recv().is_none());
+    }
+
+    /// Asks for new weights once a first completion of `tokens_max` tokens runs, before a second one;
+    /// the news of both clients in their order, and what became of the update.
+    fn updated(cut_off: bool) -> (Vec<bool>, Result<(), DecodeError>) {
+        let (queue, (outlet, mut inlet)) = (Arc::new(Queue::default()), mpsc::channel(8));
+        let mut decoding = Decoding::new(batch(usize::MAX), Arc::default());
+        decoding.admit(job(&outlet));
+        queue.push(vec![job(&outlet)]).expect("room");
+        let (done, mut replaced) = tokio::sync::oneshot::channel();
+        queue.update(WeightUpdate { staged: staged(2), cut_off, done }).expect("no other");
+        let (done, _) = tokio::sync::oneshot::channel();
+        let another = queue.update(WeightUpdate { staged: staged(3), cut_off, done });
+        assert_eq!(another, Err(QueueError::Updating));
+        queue.close();
+        drop(outlet);
+        decoding.run(&queue);
+        let mut sampled = Vec::new();
+        while let Some((_, update)) = inlet.blocking_recv() {
+            sampled.push(update.is_ok());
+        }
+        (sampled, replaced.try_recv().expect("an answer"))
+    }
+
+    #[test]
+    fn new_weights_wait_for_what_runs_or_cut_it_off() {
+        assert_eq!(updated(false), (vec![true; 6], Ok(())));
+        assert_eq!(updated(true), (vec![false, true, true, true], Ok(())));
     }
 
     #[test]

@@ -144,7 +144,9 @@ mod tests {
     }
 
     fn update(token: u32, finish: Option<Finish>) -> Result<Update, DecodeError> {
-        Ok(Update { token, logprob: 0.0, policy_logprob: 0.0, text: String::new(), finish })
+        let (logprob, policy_logprob, entropy, control_probs) = (0.0, 0.0, 0.0, [0.0; 8]);
+        let text = String::new();
+        Ok(Update { token, logprob, policy_logprob, entropy, control_probs, text, finish })
     }
 
     fn inlet(updates: Vec<(usize, Result<Update, DecodeError>)>) -> Inlet {

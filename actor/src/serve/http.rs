@@ -32,6 +32,7 @@ use super::{
     openai::{self, ApiError, Identity, Request},
     queue::{Job, Queue},
     served_model::ServedModel,
+    weight_updates::{self, WeightUpdates},
 };
 
 /// Largest request body, in bytes.
@@ -43,7 +44,7 @@ const OVERLONG_BYTES_READ_MAX: usize = 64 << 20;
 const PREPARED_AT_ONCE: usize = 2;
 
 /// What the handlers share.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "weight updates hold a function")]
 pub struct Server {
     model: Arc<ServedModel>,
     queue: Arc<Queue>,
@@ -54,13 +55,14 @@ pub struct Server {
     seed: u64,
     api_key: Option<String>,
     decoding: JoinHandle<()>,
+    weight_updates: Option<WeightUpdates>,
 }
 
 type Prepare = fn(&Arc<ServedModel>, &Value, Identity, u64) -> Result<Request, ApiError>;
 
 impl Server {
     /// A server over a queue that the thread `decoding` serves. `api_key`, where there is one, is
-    /// asked of every request below `/v1`.
+    /// asked of every request but `/health` and `/metrics`.
     #[must_use]
     pub fn new(
         model: ServedModel,
@@ -80,7 +82,14 @@ impl Server {
             seed,
             api_key,
             decoding,
+            weight_updates: None,
         }
+    }
+
+    /// The same server, whose weights can be replaced.
+    #[must_use]
+    pub fn with_weight_updates(self, weight_updates: WeightUpdates) -> Self {
+        Self { weight_updates: Some(weight_updates), ..self }
     }
 
     /// All routes.
@@ -92,6 +101,8 @@ impl Server {
             .route("/v1/completions", post(text_completion))
             .route("/v1/models", get(models))
             .route("/v1/models/{*name}", get(model))
+            .route("/update_weights_from_disk", post(update_weights))
+            .route("/model_info", get(model_info))
             .route_layer(middleware::from_fn_with_state(Arc::clone(&server), authenticate));
         Router::new()
             .merge(guarded)
@@ -141,13 +152,7 @@ impl Server {
             })?;
             prepare(&model, &body, identity, seed)
         });
-        prepared.await.unwrap_or_else(|_| {
-            Err(ApiError::body(
-                500,
-                "internal",
-                "the request could not be read: a bug in the server",
-            ))
-        })
+        prepared.await.unwrap_or_else(|_| Err(internal("the request could not be read")))
     }
 
     fn error(&self, error: &ApiError) -> Response {
@@ -178,6 +183,28 @@ async fn model(State(server): State<Arc<Server>>, Path(name): Path<String>) -> R
     let served = &server.model.name;
     let message = format!("the model {name:?} does not exist; this server has {served:?}");
     server.error(&ApiError::body(404, "model_not_found", message))
+}
+
+async fn update_weights(State(server): State<Arc<Server>>, body: Body) -> Response {
+    let running = Arc::clone(&server);
+    // A task of its own: an update goes on to its end, and is recorded, also if its sender leaves.
+    let update = tokio::spawn(async move {
+        let updates = running.weight_updates.as_ref().ok_or_else(weight_updates::off)?;
+        updates.update(&running.queue, &read_body(body).await?).await
+    });
+    let updated = update.await.unwrap_or_else(|_| Err(internal("the weights were not replaced")));
+    updated.map_or_else(
+        |error| {
+            server.metrics.answered_error(error.status);
+            json_response(status(&error), &weight_updates::refusal(&error))
+        },
+        |answer| json_response(StatusCode::OK, &answer),
+    )
+}
+
+async fn model_info(State(server): State<Arc<Server>>) -> Response {
+    let info = server.weight_updates.as_ref().map_or_else(|| json!({}), WeightUpdates::describe);
+    json_response(StatusCode::OK, &info)
 }
 
 fn described(model: &ServedModel) -> Value {
@@ -257,8 +284,17 @@ async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
     Ok(bytes)
 }
 
+/// What a task that panicked could not do.
+fn internal(what: &str) -> ApiError {
+    ApiError::body(500, "internal", format!("{what}: a bug in the server, see its log"))
+}
+
+fn status(error: &ApiError) -> StatusCode {
+    StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
 fn error_response(error: &ApiError) -> Response {
-    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let status = status(error);
     let mut response = json_response(status, &error.json());
     if status == StatusCode::TOO_MANY_REQUESTS {
         let soon = header::HeaderValue::from_static("1");

@@ -6,7 +6,8 @@
 //! own: a request is one completion, not an episode.
 //!
 //! A request passes through `http` (bytes), `openai` (meaning), `queue` (waiting), `decoding` and
-//! `batch` (tokens, on a thread of their own), and back through `events`.
+//! `batch` (tokens, on a thread of their own), and back through `events`. Weights are replaced through
+//! `weight_updates`, which waits in the same queue.
 
 pub mod batch;
 pub mod decoding;
@@ -21,9 +22,12 @@ pub mod sequence;
 pub mod served_model;
 pub mod stop;
 pub mod text;
+pub mod weight_updates;
 
 #[cfg(feature = "torch")]
 mod process;
+#[cfg(feature = "torch")]
+mod reload;
 
 #[cfg(feature = "torch")]
 pub use self::process::{ServeArgs, run};

@@ -17,11 +17,13 @@ use super::{
     metrics::Metrics,
     prompt::Prompter,
     queue::Queue,
+    reload,
     served_model::ServedModel,
+    weight_updates::WeightUpdates,
 };
 use crate::model::{Model, ModelArgs};
 
-/// Environment variable with the key that requests below `/v1` must bring, if it is set.
+/// Environment variable with the key that requests must bring, if it is set.
 const API_KEY_VARIABLE: &str = "BALLAST_API_KEY";
 
 /// How long running completions may go on after the first signal.
@@ -53,6 +55,10 @@ pub struct ServeArgs {
     /// Seed of the requests that bring none [default: the clock].
     #[arg(long)]
     seed: Option<u64>,
+    /// Take new weights (POST /update_weights_from_disk) also when other machines can reach the
+    /// address: whoever does may then replace the model by another checkpoint on this machine.
+    #[arg(long)]
+    allow_weight_updates: bool,
 }
 
 /// Serves until a signal.
@@ -74,6 +80,7 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let model = Model::open(&args.model).map_err(exit::unusable)?;
     let served = describe(args, &model).map_err(exit::unusable)?;
     let name = served.name.clone();
+    let updates = WeightUpdates::new(args.model.model.clone(), reload::reader(&model));
     let api_key = std::env::var(API_KEY_VARIABLE).ok().filter(|key| !key.is_empty());
     if api_key.is_none() && !net::is_loopback(&bound.to_string()) {
         tracing::warn!(
@@ -91,7 +98,10 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let thread = decoding::spawn(build, Arc::clone(&queue), Arc::clone(&metrics));
     let thread = thread.context("the decoding thread does not start")?;
     let seed = args.seed.unwrap_or_else(clock_seed);
-    let server = Server::new(served, Arc::clone(&queue), metrics, seed, api_key, thread);
+    let mut server = Server::new(served, Arc::clone(&queue), metrics, seed, api_key, thread);
+    if args.allow_weight_updates || net::is_loopback(&bound.to_string()) {
+        server = server.with_weight_updates(updates);
+    }
 
     println!("serving {name} at http://{bound}/v1");
     let token = shutdown.token();

@@ -5,10 +5,10 @@ use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::sequence::{Plan, Update};
-use crate::decoder::DecodeError;
+use crate::{decoder::DecodeError, weights::StagedPolicy};
 
 /// Completions that may wait; a request beyond them is refused and the client told to retry.
 pub const WAITING_MAX: usize = 256;
@@ -28,6 +28,17 @@ pub struct Job {
 /// tokens, so the decoding thread never waits for a client; a client that left has closed it.
 pub type Outlet = mpsc::Sender<(usize, Result<Update, DecodeError>)>;
 
+/// Other weights, to be taken between two completions.
+#[derive(Debug)]
+pub struct WeightUpdate {
+    /// The weights.
+    pub staged: StagedPolicy,
+    /// Ends what runs instead of letting it finish.
+    pub cut_off: bool,
+    /// What became of it.
+    pub done: oneshot::Sender<Result<(), DecodeError>>,
+}
+
 /// A bounded first-in, first-out queue between the HTTP handlers and the decoding thread.
 #[derive(Debug, Default)]
 pub struct Queue {
@@ -38,6 +49,8 @@ pub struct Queue {
 #[derive(Debug, Default)]
 struct Inner {
     jobs: VecDeque<Job>,
+    /// Overtakes all jobs.
+    update: Option<WeightUpdate>,
     closed: bool,
 }
 
@@ -50,6 +63,9 @@ pub enum QueueError {
         /// How many wait.
         waiting: usize,
     },
+    /// One update of the weights is waiting already.
+    #[error("another update of the weights is under way; try again later")]
+    Updating,
     /// The server stops, or nobody decodes any more.
     #[error("the server stops, or its decoding thread has ended; see its log")]
     Closed,
@@ -74,6 +90,35 @@ impl Queue {
         Ok(())
     }
 
+    /// Adds an update of the weights.
+    ///
+    /// # Errors
+    /// Another one waits, or the server stops.
+    pub fn update(&self, update: WeightUpdate) -> Result<(), QueueError> {
+        let mut inner = self.lock();
+        if inner.closed {
+            return Err(QueueError::Closed);
+        }
+        if inner.update.is_some() {
+            return Err(QueueError::Updating);
+        }
+        inner.update = Some(update);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Whether an update waits; if so, whether it cuts off what runs.
+    #[must_use]
+    pub fn update_waits(&self) -> Option<bool> {
+        self.lock().update.as_ref().map(|update| update.cut_off)
+    }
+
+    /// Takes the update that waits.
+    #[must_use]
+    pub fn take_update(&self) -> Option<WeightUpdate> {
+        self.lock().update.take()
+    }
+
     /// Takes up to `count` jobs whose clients still wait.
     #[must_use]
     pub fn take(&self, count: usize) -> Vec<Job> {
@@ -83,12 +128,12 @@ impl Queue {
         inner.jobs.drain(..count).collect()
     }
 
-    /// Waits until a job is there; false once the queue is closed and empty.
+    /// Waits until a job or an update is there; false once the queue is closed and empty.
     #[must_use]
     pub fn wait(&self) -> bool {
-        let idle = |inner: &mut Inner| inner.jobs.is_empty() && !inner.closed;
+        let idle = |inner: &mut Inner| inner.is_empty() && !inner.closed;
         let inner = self.changed.wait_while(self.lock(), idle);
-        !inner.unwrap_or_else(PoisonError::into_inner).jobs.is_empty()
+        !inner.unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Refuses further jobs; those that wait are still served.
@@ -102,6 +147,7 @@ impl Queue {
         let mut inner = self.lock();
         inner.closed = true;
         inner.jobs.clear();
+        inner.update = None;
         self.changed.notify_all();
     }
 
@@ -125,6 +171,10 @@ impl Queue {
 }
 
 impl Inner {
+    fn is_empty(&self) -> bool {
+        self.jobs.is_empty() && self.update.is_none()
+    }
+
     fn drop_abandoned(&mut self) {
         self.jobs.retain(|job| !job.outlet.is_closed());
     }

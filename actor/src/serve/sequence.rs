@@ -45,6 +45,10 @@ pub struct Update {
     pub logprob: f32,
     /// Natural log of its probability under the policy: softmax at temperature 1.
     pub policy_logprob: f32,
+    /// Entropy of the policy at this position, in nats.
+    pub entropy: f32,
+    /// Probability of each control token under the policy, in the order of `ControlTokens::all`.
+    pub control_probs: [f32; 8],
     /// Text that became certain with it; may belong to earlier tokens, and may be empty.
     pub text: String,
     /// Set on the last token.
@@ -77,10 +81,10 @@ impl Sequence {
 
     /// Takes the next sampled token.
     pub fn accept(&mut self, sampled: &Sampled) -> Update {
-        let Sampled { token, logprob, policy_logprob, .. } = *sampled;
+        let Sampled { token, logprob, policy_logprob, entropy, control_probs, .. } = *sampled;
         self.tokens_left = self.tokens_left.saturating_sub(1);
         let (text, finish) = self.read(token);
-        Update { token, logprob, policy_logprob, text, finish }
+        Update { token, logprob, policy_logprob, entropy, control_probs, text, finish }
     }
 
     fn read(&mut self, token: u32) -> (String, Option<Finish>) {

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use ballast_chat::TemplateFiles;
 use ballast_proto::{
     FETCH_BYTES_MAX, InvalidManifest, ManifestHash, PolicyVersion,
     v1::{
@@ -160,6 +161,10 @@ impl Download {
         for name in [CONFIG_FILE, TOKENIZER_FILE] {
             check(name, self.file(name)?.size_bytes, CHUNK_BYTES_MAX)?;
         }
+        let templates = self.manifest.files.iter().filter(|file| is_template(file));
+        let sizes = templates.filter_map(|file| Some(file.chunk.as_ref()?.size_bytes));
+        let bytes = sizes.fold(0, u64::saturating_add);
+        check("the chat template", bytes, TemplateFiles::FILE_BYTES_MAX)?;
         Ok(self)
     }
 
@@ -174,14 +179,7 @@ impl Download {
         &mut self,
         client: &mut WeightsClient<Channel>,
     ) -> Result<StagedPolicy, WeightsError> {
-        for name in [CONFIG_FILE, TOKENIZER_FILE] {
-            if !self.files.contains_key(name) {
-                let chunk = self.file(name)?.clone();
-                let mut contents = Vec::new();
-                fetch(client, &chunk, self.version, name, &mut contents).await?;
-                self.files.insert(name.to_owned(), (chunk, contents.into()));
-            }
-        }
+        self.fetch_files(client).await?;
         self.fetch_weights(client).await?;
 
         // Hashing gigabytes would hold up heartbeats, so it has a thread of its own.
@@ -196,7 +194,26 @@ impl Download {
             tensors,
             config_json: self.contents(CONFIG_FILE)?,
             tokenizer_json: self.contents(TOKENIZER_FILE)?,
+            template_files: self.template_files(),
         })
+    }
+
+    /// Fetches the files that an actor needs and has not got.
+    async fn fetch_files(
+        &mut self,
+        client: &mut WeightsClient<Channel>,
+    ) -> Result<(), WeightsError> {
+        let needed = |file: &&ModelFile| {
+            [CONFIG_FILE, TOKENIZER_FILE].contains(&file.name.as_str()) || is_template(file)
+        };
+        for ModelFile { name, chunk } in self.manifest.files.iter().filter(needed) {
+            if let Some(chunk) = chunk.as_ref().filter(|_| !self.files.contains_key(name)) {
+                let mut contents = Vec::new();
+                fetch(client, chunk, self.version, name, &mut contents).await?;
+                self.files.insert(name.clone(), (chunk.clone(), contents.into()));
+            }
+        }
+        Ok(())
     }
 
     async fn fetch_weights(
@@ -229,10 +246,19 @@ impl Download {
             .ok_or(WeightsError::FileMissing(self.version, name))
     }
 
+    fn template_files(&self) -> TemplateFiles {
+        let files = self.files.iter();
+        files.map(|(name, (_, contents))| (name.clone(), contents.to_vec())).collect()
+    }
+
     fn contents(&self, name: &'static str) -> Result<Bytes, WeightsError> {
         let file = self.files.get(name).ok_or(WeightsError::FileMissing(self.version, name))?;
         Ok(file.1.clone())
     }
+}
+
+fn is_template(file: &ModelFile) -> bool {
+    TemplateFiles::has_place_for(&file.name)
 }
 
 /// Appends the contents of one chunk to `into`; on any error `into` is left as it was.

@@ -8,6 +8,7 @@
 mod download;
 mod subscriber;
 
+use ballast_chat::TemplateFiles;
 use ballast_proto::{ManifestHash, PolicyVersion, v1::TensorEntry};
 use bytes::Bytes;
 
@@ -34,6 +35,8 @@ pub struct StagedPolicy {
     pub config_json: Bytes,
     /// Contents of `tokenizer.json`.
     pub tokenizer_json: Bytes,
+    /// The chat template, if the checkpoint has one.
+    pub template_files: TemplateFiles,
 }
 
 #[cfg(test)]

@@ -113,12 +113,17 @@ impl FakeLearner {
                 entry("b", "BF16", vec![3], &second),
             ],
             chunks: [first, second].concat().chunks(10).map(|bytes| self.chunk(bytes)).collect(),
-            files: [(CONFIG_FILE, "{}"), (TOKENIZER_FILE, "[]"), ("notes.txt", "not fetched")]
-                .map(|(name, contents)| ModelFile {
-                    name: name.into(),
-                    chunk: Some(self.chunk(contents.as_bytes())),
-                })
-                .to_vec(),
+            files: [
+                (CONFIG_FILE, "{}"),
+                (TOKENIZER_FILE, "[]"),
+                ("chat_template.jinja", "a template"),
+                ("notes.txt", "not fetched"),
+            ]
+            .map(|(name, contents)| ModelFile {
+                name: name.into(),
+                chunk: Some(self.chunk(contents.as_bytes())),
+            })
+            .to_vec(),
             manifest_hash: Vec::new(),
         };
         change(&mut manifest);
@@ -177,7 +182,9 @@ async fn a_version_is_staged_byte_for_byte() {
     let (first, second) = contents(7);
     assert_eq!(bytes, [first, second]);
     assert_eq!((&staged.config_json[..], &staged.tokenizer_json[..]), (&b"{}"[..], &b"[]"[..]));
-    assert_eq!(learner.take_fetched().len(), 5, "two files and three chunks");
+    let templates: Vec<_> = staged.template_files.iter().collect();
+    assert_eq!(templates, [("chat_template.jinja", &b"a template"[..])]);
+    assert_eq!(learner.take_fetched().len(), 6, "three files and three chunks");
 
     learner.publish(5, 8, |_| {});
     assert_eq!(follower.next().await.policy_version, PolicyVersion(5));
@@ -216,7 +223,7 @@ async fn a_corrupted_chunk_stages_nothing_and_only_the_rest_is_fetched_again() {
 #[tokio::test]
 async fn what_contradicts_itself_is_refused_until_a_sound_version_comes() {
     type Fault = (&'static str, fn(&mut WeightManifest));
-    let faults: [Fault; 7] = [
+    let faults: [Fault; 8] = [
         ("a tensor's hash", |m| m.tensors[0].hash[0] ^= 1),
         ("more tensors than bytes", |m| m.tensors[0].shape[0] = 3),
         ("an unknown encoding", |m| m.encoding = 9),
@@ -225,6 +232,9 @@ async fn what_contradicts_itself_is_refused_until_a_sound_version_comes() {
         ("too large a policy", |m| {
             m.tensors[0].shape = vec![u64::MAX / 4];
             m.chunks[0].size_bytes = u64::MAX - 26;
+        }),
+        ("too large a template", |m| {
+            m.files[2].chunk.as_mut().expect("a template").size_bytes = 1 << 30;
         }),
         ("too large a chunk", |m| {
             m.tensors[0].shape = vec![1 << 30];

@@ -41,8 +41,13 @@ pub(crate) struct Answer {
 impl Server {
     /// Serves the shipped model under the name `market`, on one thread.
     pub(crate) fn start(args: &[&str]) -> Self {
+        Self::start_on("127.0.0.1:0", args)
+    }
+
+    /// The same at this address.
+    pub(crate) fn start_on(address: &str, args: &[&str]) -> Self {
         let mut command = actor();
-        command.args(["serve", "--name", "market", "--listen", "127.0.0.1:0", "--threads", "1"]);
+        command.args(["serve", "--name", "market", "--listen", address, "--threads", "1"]);
         command.arg("--model").arg(model()).args(args);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the server starts");
         let mut line = String::new();

@@ -57,6 +57,10 @@ pub(super) struct Token {
     pub(super) policy_logprob: f32,
     /// Under the distribution it was sampled from: what an off-policy correction needs.
     pub(super) sampled_logprob: f32,
+    /// Entropy of the policy at this position, in nats.
+    pub(super) entropy: f32,
+    /// Probabilities of the control tokens, in the order of `ControlTokens::all`.
+    control_probs: [f32; 8],
 }
 
 impl Token {
@@ -65,7 +69,14 @@ impl Token {
             id: update.token,
             policy_logprob: update.policy_logprob.max(LOGPROB_MIN),
             sampled_logprob: update.logprob.max(LOGPROB_MIN),
+            entropy: update.entropy,
+            control_probs: update.control_probs,
         }
+    }
+
+    /// Natural log of the probability of the control token at `index` of `ControlTokens::all`.
+    pub(super) fn control_logprob(self, index: usize) -> f32 {
+        self.control_probs[index].ln().max(LOGPROB_MIN)
     }
 
     /// The text of the token alone. It is not whole where a character spans several tokens.

@@ -4,10 +4,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    ApiError, Identity, Options, Request,
+    ApiError, Identity, Request,
     chat_answer::ChatAnswer,
     messages::{conversation, tools},
-    options::{read, refuse_unsupported},
+    options::read_request,
 };
 use crate::serve::{sequence::Plan, served_model::ServedModel};
 
@@ -34,10 +34,7 @@ pub fn chat(
     identity: Identity,
     seed: u64,
 ) -> Result<Request, ApiError> {
-    let options: Options = read(body)?;
-    let fields: ChatFields = read(body)?;
-    options.check_model(&model.name)?;
-    refuse_unsupported(body)?;
+    let (options, fields): (_, ChatFields) = read_request(body, &model.name)?;
     if fields.top_logprobs.unwrap_or(0) > 0 {
         let message = "top_logprobs: only the sampled token's log-probability is computed; use 0";
         return Err(ApiError::invalid("top_logprobs", message));

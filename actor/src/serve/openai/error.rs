@@ -60,6 +60,7 @@ impl From<QueueError> for ApiError {
     fn from(error: QueueError) -> Self {
         let (status, code) = match error {
             QueueError::Full { .. } => (429, "queue_full"),
+            QueueError::Updating => (429, "updating"),
             QueueError::Closed => (503, "shutting_down"),
         };
         Self::body(status, code, error.to_string())
@@ -68,6 +69,6 @@ impl From<QueueError> for ApiError {
 
 impl From<DecodeError> for ApiError {
     fn from(error: DecodeError) -> Self {
-        Self::body(500, "decoding_failed", format!("the network failed: {error}"))
+        Self::body(500, "decoding_failed", format!("decoding failed: {error}"))
     }
 }

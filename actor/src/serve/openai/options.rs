@@ -73,7 +73,7 @@ impl Options {
     ///
     /// # Errors
     /// 404 for any other model.
-    pub fn check_model(&self, served: &str) -> Result<(), ApiError> {
+    fn check_model(&self, served: &str) -> Result<(), ApiError> {
         match &self.model {
             Some(asked) if asked != served => {
                 let message =
@@ -204,11 +204,25 @@ impl Options {
     }
 }
 
+/// Reads what every endpoint shares and what only this one has, and checks what is checked alike.
+///
+/// # Errors
+/// A field of the wrong type, another model, or a field that cannot be honoured.
+pub(super) fn read_request<T: DeserializeOwned>(
+    body: &Value,
+    served: &str,
+) -> Result<(Options, T), ApiError> {
+    let (options, fields): (Options, T) = (read(body)?, read(body)?);
+    options.check_model(served)?;
+    refuse_unsupported(body)?;
+    Ok((options, fields))
+}
+
 /// Reads one view of a request's body.
 ///
 /// # Errors
 /// The path of the first field with the wrong type.
-pub(super) fn read<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
+fn read<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
     serde_path_to_error::deserialize(body).map_err(|error| {
         let path = error.path().to_string();
         let message = format!("{path}: {}", error.inner());
@@ -220,7 +234,7 @@ pub(super) fn read<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
 ///
 /// # Errors
 /// The first such field that asks for anything.
-pub(super) fn refuse_unsupported(body: &Value) -> Result<(), ApiError> {
+fn refuse_unsupported(body: &Value) -> Result<(), ApiError> {
     const UNSUPPORTED: [(&str, &str); 20] = [
         ("allowed_token_ids", "use logit_bias"),
         ("audio", "this model reads text only"),

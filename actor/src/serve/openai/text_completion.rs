@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    ApiError, Options, Reply, Request,
+    ApiError, Reply, Request,
     answer::{Answer, Identity, Token, finish_reason, ids, set, stop_reason, usage},
-    options::{CHOICES_MAX, read, refuse_unsupported},
+    options::{CHOICES_MAX, read_request},
 };
 use crate::serve::{
     sequence::{Finish, Plan, Update},
@@ -27,6 +27,10 @@ struct TextFields {
     max_tokens: Option<usize>,
     /// How many of the likeliest tokens to list beside the sampled one.
     logprobs: Option<u32>,
+    /// Control tokens whose log-probabilities to list at every position, as vLLM has it.
+    logprob_token_ids: Option<Vec<u32>>,
+    /// Names tokens `token_id:ID` in the lists of log-probabilities.
+    return_tokens_as_token_ids: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,14 +55,12 @@ pub fn text_completion(
     identity: Identity,
     seed: u64,
 ) -> Result<Request, ApiError> {
-    let options: Options = read(body)?;
-    let fields: TextFields = read(body)?;
-    options.check_model(&model.name)?;
-    refuse_unsupported(body)?;
+    let (options, fields): (_, TextFields) = read_request(body, &model.name)?;
     if fields.logprobs.unwrap_or(0) > 0 {
         let message = "logprobs: only the sampled token's log-probability is computed; use 0";
         return Err(ApiError::invalid("logprobs", message));
     }
+    let listing = Listing::new(model, &fields)?;
     let prompts = prompts(model, fields.prompt)?;
     let n = options.choices(prompts.len())?;
     let stop_strings = options.stop_strings()?;
@@ -80,7 +82,7 @@ pub fn text_completion(
     }
     let prompt_tokens = prompts.iter().map(|prompt| prompt.len()).sum();
     let tokenizer = model.tokenizer.clone();
-    let answer = TextAnswer { identity, tokenizer, prompt_tokens, reply, choices };
+    let answer = TextAnswer { identity, tokenizer, prompt_tokens, reply, listing, choices };
     Ok(Request { plans, prompt_tokens, reply, answer: Box::new(answer) })
 }
 
@@ -112,7 +114,57 @@ struct TextAnswer {
     tokenizer: Tokenizer,
     prompt_tokens: usize,
     reply: Reply,
+    listing: Listing,
     choices: Vec<Choice>,
+}
+
+/// How log-probabilities are listed.
+#[derive(Debug)]
+struct Listing {
+    /// Tokens are named by their ids.
+    by_id: bool,
+    /// Control tokens to list at every position: index in `ControlTokens::all`, and name.
+    control: Option<Vec<(usize, String)>>,
+}
+
+impl Listing {
+    fn new(model: &ServedModel, fields: &TextFields) -> Result<Self, ApiError> {
+        let by_id = fields.return_tokens_as_token_ids.unwrap_or(false);
+        let Some(asked) = fields.logprob_token_ids.as_ref().filter(|asked| !asked.is_empty())
+        else {
+            return Ok(Self { by_id, control: None });
+        };
+        let refused = |message: String| ApiError::invalid("logprob_token_ids", message);
+        if fields.logprobs.is_none() || !by_id {
+            // The texts of two tokens can be alike.
+            return Err(refused(
+                "logprob_token_ids takes logprobs and return_tokens_as_token_ids beside it".into(),
+            ));
+        }
+        let all = model.tokenizer.control().all();
+        if asked.len() > all.len() {
+            let (count, most) = (asked.len(), all.len());
+            return Err(refused(format!("logprob_token_ids lists {count} tokens, at most {most}")));
+        }
+        let place = |id: &u32| {
+            let index = all.iter().position(|other| other == id);
+            let unknown = || refused(format!("{id} is no control token; those are {all:?}"));
+            Ok((index.ok_or_else(unknown)?, name(*id)))
+        };
+        let control = asked.iter().map(place).collect::<Result<_, ApiError>>()?;
+        Ok(Self { by_id, control: Some(control) })
+    }
+
+    fn top(&self, token: Token) -> Value {
+        let Some(control) = &self.control else { return Value::Null };
+        let entry =
+            |(index, name): &(usize, String)| (name.clone(), json!(token.control_logprob(*index)));
+        Value::Object(control.iter().map(entry).collect())
+    }
+}
+
+fn name(id: u32) -> String {
+    format!("token_id:{id}")
 }
 
 #[derive(Debug)]
@@ -144,11 +196,19 @@ impl TextAnswer {
             offsets.push(offset);
             offset += text.chars().count();
         }
+        let names = if self.listing.by_id {
+            tokens.iter().map(|token| name(token.id)).collect()
+        } else {
+            texts
+        };
+        let top = self.listing.control.as_ref();
+        let top = top.map(|_| tokens.iter().map(|token| self.listing.top(*token)).collect());
         json!({
-            "tokens": texts,
+            "tokens": names,
             "token_logprobs": tokens.iter().map(|token| token.policy_logprob).collect::<Vec<_>>(),
             "sampled_logprobs": tokens.iter().map(|token| token.sampled_logprob).collect::<Vec<_>>(),
-            "top_logprobs": null,
+            "entropies": tokens.iter().map(|token| token.entropy).collect::<Vec<_>>(),
+            "top_logprobs": top.unwrap_or(Value::Null),
             "text_offset": offsets,
         })
     }
