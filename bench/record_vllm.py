@@ -192,7 +192,7 @@ def record(port, models, control):
 
 
 def parts_of(config):
-    """What is read of vLLM's description of itself; the rest describes this machine."""
+    """What is read of vLLM's description of itself; the rest describes where it ran."""
     keys = [("model_config", "logprobs_mode"), ("device_config", "device")]
     return {part: {key: config[part][key]} for part, key in keys}
 

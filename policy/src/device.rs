@@ -49,6 +49,12 @@ pub fn set_threads(threads: u32) {
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
 }
 
+/// The threads that [`set_threads`] set for the calling thread.
+#[must_use]
+pub fn threads() -> u32 {
+    u32::try_from(tch::get_num_threads()).unwrap_or(1)
+}
+
 fn load_cuda_backend() -> Result<(), DeviceError> {
     let name = CString::new("libtorch_cuda.so").expect("the literal holds no NUL");
     // SAFETY: `name` is a NUL-terminated string that outlives the call; the library registers its

@@ -31,7 +31,7 @@ pub use checkpoint::{
     read_weights, tensor_bytes, tensor_from_bytes,
 };
 pub use config::{ConfigError, ModelConfig};
-pub use device::{DeviceError, open_device, set_threads};
+pub use device::{DeviceError, open_device, set_threads, threads};
 pub use dtype::Dtype;
 pub use kv_cache::{CacheFull, KvCache, PrefixMissing};
 pub use parameters::ParameterError;

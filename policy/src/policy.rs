@@ -124,6 +124,11 @@ impl Policy {
         }
     }
 
+    /// Lays the weights out for sampling now, where a CPU does that, rather than at the first step.
+    pub fn lay_out(&self) {
+        self.with_network(|_| ());
+    }
+
     /// What `work` makes of the weights as a CPU samples from them; `None` where libtorch does that.
     /// They are laid out anew when they were written to, for the threads of the calling thread.
     pub(crate) fn with_network<R>(&self, work: impl FnOnce(&mut cpu::Network) -> R) -> Option<R> {
@@ -134,7 +139,7 @@ impl Policy {
         let writes = self.parameters.flat.internal_version();
         let mut laid_out = self.laid_out.borrow_mut();
         if laid_out.as_ref().is_none_or(|laid_out| laid_out.writes != writes) {
-            let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+            let threads = crate::threads() as usize;
             let network = tch::no_grad(|| {
                 cpu::Network::new(&self.config, &self.parameters, self.dtype, threads)
             });

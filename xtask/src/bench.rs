@@ -10,7 +10,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::checkout::Checkout;
 use crate::{command, machine, setup, table};
@@ -35,6 +36,9 @@ pub(crate) struct Options {
     /// Measure although other programs keep the machine busy.
     #[arg(long)]
     busy: bool,
+    /// Only the rows whose name has TEXT in it.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
 }
 
 /// The benchmarks there are.
@@ -53,6 +57,13 @@ struct Pair {
     peer: &'static str,
     ours: Command,
     theirs: Command,
+}
+
+/// Something we measure of ourselves alone: a command, and what its answer means in words.
+struct Fact {
+    name: String,
+    command: Command,
+    words: fn(&Value) -> Option<String>,
 }
 
 /// One line of the result. `ratio` is ours / peer; above 1 we are faster.
@@ -88,10 +99,14 @@ pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
         check_idle()?;
     }
     setup::run(checkout)?;
-    let pairs = match options.name {
-        Name::Quickstart => quickstart::pairs(checkout)?,
-        Name::Rollout => rollout::pairs(checkout)?,
+    let (mut pairs, mut facts) = match options.name {
+        Name::Quickstart => (quickstart::pairs(checkout)?, Vec::new()),
+        Name::Rollout => rollout::measurements(checkout)?,
     };
+    if let Some(text) = &options.only {
+        pairs.retain(|pair| pair.metric.contains(text));
+        facts.retain(|fact| fact.name.contains(text));
+    }
     let machine = machine::describe();
     let load = machine::load();
     let mut rows = Vec::new();
@@ -99,7 +114,8 @@ pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
         println!("measuring {} beside {} ({TURNS} turns)", pair.metric, pair.peer);
         rows.push(measure(pair, &machine)?);
     }
-    println!("\n{}\n{machine}", render(&rows));
+    let facts = facts.into_iter().map(state).collect::<Result<Vec<_>>>()?;
+    println!("\n{}\n{}{machine}", render(&rows), facts.concat());
     if let (Some(before), Some(after)) = (load, machine::load()) {
         println!("load before {before:.2}, after {after:.2}");
     }
@@ -146,6 +162,15 @@ fn measure(mut pair: Pair, machine: &str) -> Result<Row> {
     })
 }
 
+/// One line about ourselves.
+fn state(mut fact: Fact) -> Result<String> {
+    println!("measuring {}", fact.name);
+    let answer: Value = last_line(&mut fact.command)?;
+    let words = (fact.words)(&answer);
+    let words = words.with_context(|| format!("{}: no such measurement in {answer}", fact.name))?;
+    Ok(format!("{}: {words}\n", fact.name))
+}
+
 impl Measured {
     fn extend(&mut self, more: Self) {
         self.tokens_per_s.extend(more.tokens_per_s);
@@ -153,8 +178,12 @@ impl Measured {
     }
 }
 
-/// Runs a measuring command; its answer is the last line, after whatever its libraries print.
 fn measured(command: &mut Command) -> Result<Measured> {
+    last_line(command)
+}
+
+/// Runs a measuring command; its answer is the last line, after whatever its libraries print.
+fn last_line<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
     let printed = command::stdout(command)?;
     let last = printed.trim_end().lines().last().unwrap_or_default();
     serde_json::from_str(last)
@@ -216,6 +245,17 @@ mod tests {
         let row = measure(pair, "a laptop").expect("both answer");
         assert_eq!((row.ours, row.peer_value, row.ratio, row.runs), (30.0, 15.0, 2.0, 9));
         assert_eq!(row.per_cpu_s, None, "one side did not tell");
+    }
+
+    #[test]
+    fn a_fact_is_said_in_words_or_is_an_error() {
+        let fact = |text| Fact {
+            name: "swap".into(),
+            command: prints(text),
+            words: |answer| Some(format!("{} ms", answer["p99"].as_f64()?)),
+        };
+        assert_eq!(state(fact("noise\n{\"p99\": 2.5}")).ok().as_deref(), Some("swap: 2.5 ms\n"));
+        assert!(state(fact("{}")).is_err());
     }
 
     #[test]

@@ -103,10 +103,20 @@ struct Activations {
     gate_up: Vec<f32>,
     /// [N, I]
     gated: Vec<f32>,
-    /// [N, D / 2] each
-    angles: (Vec<f32>, Vec<f32>),
+    angles: Angles,
     /// Inputs of a product, rounded.
     rows: matrix::Rows,
+}
+
+/// Cosines and sines of the tokens' positions.
+#[derive(Debug, Default)]
+struct Angles {
+    /// D / 2
+    half: usize,
+    /// [N, D / 2]
+    cos: Vec<f32>,
+    /// [N, D / 2]
+    sin: Vec<f32>,
 }
 
 /// Tokens appended to one slot.
@@ -279,7 +289,8 @@ impl Activations {
         for (token, row) in tokens.zip(self.stream.chunks_exact_mut(hidden)) {
             embedding.row(*token as usize, row);
         }
-        let (cos, sin) = &mut self.angles;
+        let Angles { half, cos, sin } = &mut self.angles;
+        *half = frequencies.len();
         cos.clear();
         sin.clear();
         for piece in chunk {
@@ -304,12 +315,22 @@ impl Layer {
         table: &mut Table<'_, E>,
         activations: &mut Activations,
     ) {
-        let Activations { stream, normed, projected, queries, attended, gate_up, gated, .. } =
-            activations;
+        let Activations {
+            stream,
+            normed,
+            projected,
+            queries,
+            attended,
+            gate_up,
+            gated,
+            angles,
+            ..
+        } = activations;
         normalise(team, stream, &self.input_norm, shape.eps, normed);
-        start_sums(projected, self.qkv_bias.as_deref());
+        start_sums(team, projected, self.qkv_bias.as_deref());
         self.qkv.add_product(team, normed, &mut activations.rows, projected);
-        self.turn(shape, projected, &activations.angles, queries, (chunk, table));
+        self.turn_queries(team, shape, projected, angles, queries);
+        self.store(shape, chunk, projected, angles, table);
         attend(team, shape, chunk, table, queries, attended);
         if let Some(bias) = &self.output_bias {
             stream.chunks_exact_mut(bias.len()).for_each(|row| {
@@ -318,54 +339,81 @@ impl Layer {
         }
         self.output.add_product(team, attended, &mut activations.rows, stream);
         normalise(team, stream, &self.post_attention_norm, shape.eps, normed);
-        start_sums(gate_up, None);
+        start_sums(team, gate_up, None);
         self.gate_up.add_product(team, normed, &mut activations.rows, gate_up);
         swiglu(team, gate_up, shape.intermediate, gated);
         self.down.add_product(team, gated, &mut activations.rows, stream);
     }
 
-    /// Turns queries and keys, and stores keys and values.
-    fn turn<E: Element>(
+    /// Queries of all tokens, turned, to `queries` [N, H * D].
+    fn turn_queries(
         &self,
+        team: &Team,
         shape: Shape,
         projected: &[f32],
-        (cos, sin): &(Vec<f32>, Vec<f32>),
+        angles: &Angles,
         queries: &mut [f32],
-        (chunk, table): (&[Piece<'_>], &mut Table<'_, E>),
+    ) {
+        let width = shape.heads * shape.dim;
+        let norm = self.qk_norm.as_ref().map(|(query, _)| (query.as_slice(), shape.eps));
+        team.share_rows(queries, width, &|first, queries| {
+            for (row, queries) in (first..).zip(queries.chunks_exact_mut(width)) {
+                let query = &projected[row * shape.projected()..][..width];
+                Turn { dim: shape.dim, norm, angles: angles.of(row) }.apply(query, queries);
+            }
+        });
+    }
+
+    /// Stores the keys of all tokens, turned, and their values.
+    fn store<E: Element>(
+        &self,
+        shape: Shape,
+        chunk: &[Piece<'_>],
+        projected: &[f32],
+        angles: &Angles,
+        table: &mut Table<'_, E>,
     ) {
         let Shape { heads, kv_heads, dim, eps, .. } = shape;
-        let width = (heads + 2 * kv_heads) * dim;
+        let norm = self.qk_norm.as_ref().map(|(_, key)| (key.as_slice(), eps));
         let places = chunk.iter().flat_map(|piece| {
             let positions = piece.position..piece.position + piece.tokens.len();
             positions.map(|position| (piece.slot, position))
         });
-        let angles = cos.chunks_exact(dim / 2).zip(sin.chunks_exact(dim / 2));
-        let (query_norm, key_norm) = match &self.qk_norm {
-            Some((query, key)) => (Some((query.as_slice(), eps)), Some((key.as_slice(), eps))),
-            None => (None, None),
-        };
-        let rows = projected.chunks_exact(width).zip(queries.chunks_exact_mut(heads * dim));
-        for (((projected, queries), angles), (slot, position)) in rows.zip(angles).zip(places) {
-            let (query, rest) = projected.split_at(heads * dim);
-            let (key, value) = rest.split_at(kv_heads * dim);
-            Turn { dim, norm: query_norm, angles }.apply(query, queries);
-            let turn = Turn { dim, norm: key_norm, angles };
-            for head in 0..kv_heads {
+        let rows = projected.chunks_exact(shape.projected());
+        for (row, (projected, (slot, position))) in rows.zip(places).enumerate() {
+            let (keys, values) = projected[heads * dim..].split_at(kv_heads * dim);
+            let turn = Turn { dim, norm, angles: angles.of(row) };
+            let heads = keys.chunks_exact(dim).zip(values.chunks_exact(dim));
+            for (head, (key, value)) in heads.enumerate() {
                 let at = ((slot * kv_heads + head) * table.capacity + position) * dim;
-                turn.apply(&key[head * dim..][..dim], &mut table.keys[at..at + dim]);
-                let values = table.values[at..at + dim].iter_mut().zip(&value[head * dim..]);
+                turn.apply(key, &mut table.keys[at..at + dim]);
+                let values = table.values[at..at + dim].iter_mut().zip(value);
                 values.for_each(|(stored, value)| *stored = E::narrow(*value));
             }
         }
     }
 }
 
-/// Every row of sums begins as the bias, or as zeros.
-fn start_sums(sums: &mut [f32], bias: Option<&[f32]>) {
-    match bias {
-        Some(bias) => sums.chunks_exact_mut(bias.len()).for_each(|row| row.copy_from_slice(bias)),
-        None => sums.fill(0.0),
+impl Shape {
+    /// Width of a row of queries, keys and values.
+    fn projected(self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.dim
     }
+}
+
+impl Angles {
+    fn of(&self, row: usize) -> (&[f32], &[f32]) {
+        let half = self.half;
+        (&self.cos[row * half..][..half], &self.sin[row * half..][..half])
+    }
+}
+
+/// Every row of sums begins as the bias, or as zeros.
+fn start_sums(team: &Team, sums: &mut [f32], bias: Option<&[f32]>) {
+    team.share_rows(sums, bias.map_or(1, <[f32]>::len), &|_, rows| match bias {
+        Some(bias) => rows.chunks_exact_mut(bias.len()).for_each(|row| row.copy_from_slice(bias)),
+        None => rows.fill(0.0),
+    });
 }
 
 /// Attended heads [N, H * D] of the tokens of a chunk, whose keys and values are in the table.

