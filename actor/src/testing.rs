@@ -178,16 +178,19 @@ pub(crate) fn babbles() -> Script {
     })
 }
 
-/// Builds [`TableDecoder`]s, which fail from the decode step `failing_from` on.
+/// Builds [`TableDecoder`]s, which fail from the decode step `failing_from` on, and have memory for
+/// `memory` sequences at most.
 pub(crate) struct TableFactory {
     pub(crate) script: Script,
     pub(crate) failing_from: usize,
+    pub(crate) memory: usize,
 }
 
-/// Builds [`TableDecoder`]s with memory for `memory` sequences only.
-pub(crate) struct TightFactory {
-    pub(crate) script: Script,
-    pub(crate) memory: usize,
+impl TableFactory {
+    /// Decoders that never fail and lack no memory.
+    pub(crate) fn new(script: Script) -> Self {
+        Self { script, failing_from: usize::MAX, memory: usize::MAX }
+    }
 }
 
 pub(crate) struct TableDecoder {
@@ -211,19 +214,8 @@ impl DecoderFactory for TableFactory {
         slots: usize,
         _trajectory_tokens_max: usize,
     ) -> Result<Box<dyn Decoder>, DecodeError> {
-        Ok(Box::new(TableDecoder::new(Arc::clone(&self.script), slots, slots, self.failing_from)))
-    }
-}
-
-impl DecoderFactory for TightFactory {
-    fn build(
-        &mut self,
-        _staged: &StagedPolicy,
-        slots: usize,
-        _trajectory_tokens_max: usize,
-    ) -> Result<Box<dyn Decoder>, DecodeError> {
-        let script = Arc::clone(&self.script);
-        Ok(Box::new(TableDecoder::new(script, slots, self.memory, usize::MAX)))
+        let (script, memory) = (Arc::clone(&self.script), self.memory.min(slots));
+        Ok(Box::new(TableDecoder::new(script, slots, memory, self.failing_from)))
     }
 }
 
@@ -290,7 +282,7 @@ impl Decoder for TableDecoder {
 
 /// An engine over a [`TableDecoder`], and the hand of its clock in milliseconds.
 pub(crate) fn engine(script: Script, slots: usize) -> (Engine, Arc<AtomicU64>) {
-    engine_of(TableFactory { script, failing_from: usize::MAX }, slots)
+    engine_of(TableFactory::new(script), slots)
 }
 
 pub(crate) fn engine_of(

@@ -248,7 +248,7 @@ impl TorchDecoder {
                 *tokens = later;
                 room -= piece;
             }
-            let _logits = self.policy.extend(&mut self.cache, &pass).map_err(refused)?;
+            self.policy.prefill(&mut self.cache, &pass).map_err(refused)?;
         }
     }
 }

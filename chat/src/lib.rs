@@ -28,7 +28,7 @@ pub use format::{
 };
 pub use grammar::MessageGrammar;
 pub use json::python_json;
-pub use render::{Continuation, Dialogue, Renderer, Segment, split_reasoning};
+pub use render::{Continuation, Dialogue, Renderer, Segment, split_reasoning, template_variables};
 pub use template::{
     CHAT_TEMPLATE, ChatTemplate, Clock, Conversation, EncodedConversation, PrefixBreak,
     PrefixReport, Rendered, TemplateEncoder, TemplateError, TemplateFiles, tokenizer_config_json,

@@ -26,6 +26,7 @@ use crate::{
 
 /// Key of config.json with variables that every conversation is rendered with.
 const VARIABLES_KEY: &str = "chat_template_kwargs";
+
 /// The tokens of one message that the policy did not write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -62,7 +63,7 @@ impl Renderer {
         files: &TemplateFiles,
         config_json: &[u8],
     ) -> Result<Self, TemplateError> {
-        let variables = variables(config_json)?;
+        let variables = template_variables(config_json)?;
         match ChatTemplate::of_files(files, None)? {
             Some(template) => Self::checked(template, tokenizer, variables, false),
             None => Self::built_in(tokenizer, variables),
@@ -214,8 +215,11 @@ fn header(
     Ok((prompt.text[context.text.len()..].to_owned(), ids))
 }
 
-/// The variables of a config.json.
-fn variables(config_json: &[u8]) -> Result<Map<String, Value>, TemplateError> {
+/// The variables that a config.json (`chat_template_kwargs`) renders every conversation with.
+///
+/// # Errors
+/// They are no JSON object.
+pub fn template_variables(config_json: &[u8]) -> Result<Map<String, Value>, TemplateError> {
     let mut config: Value = serde_json::from_slice(config_json).unwrap_or_default();
     match config.get_mut(VARIABLES_KEY).map(Value::take) {
         None | Some(Value::Null) => Ok(Map::new()),

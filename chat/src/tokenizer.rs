@@ -99,6 +99,8 @@ struct Inner {
     untrusting: tokenizers::Tokenizer,
     format: Format,
     control: ControlTokens,
+    /// What goes before a text of its own.
+    prefix: Vec<u32>,
     /// The bytes of all tokens, joined; `ends[id]` is where those of `id` end.
     bytes: Vec<u8>,
     ends: Vec<usize>,
@@ -158,7 +160,8 @@ impl Tokenizer {
         let control = find_control_tokens(&trusting, format)?;
         let (bytes, ends) = token_bytes(&trusting)?;
         let json = json.to_vec();
-        let inner = Inner { json, trusting, untrusting, format, control, bytes, ends };
+        let prefix = prefix(&value["post_processor"]);
+        let inner = Inner { json, trusting, untrusting, format, control, prefix, bytes, ends };
         let tokenizer = Self { inner: Arc::new(inner) };
         tokenizer.check_lossless()?;
         Ok(tokenizer)
@@ -194,6 +197,13 @@ impl Tokenizer {
     /// When the tokenizer rejects the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         encode(&self.inner.trusting, text)
+    }
+
+    /// What the model was trained to see before a text that is no conversation: `<|begin_of_text|>`
+    /// for Llama 3, nothing for Qwen. A chat template writes it itself.
+    #[must_use]
+    pub fn prefix(&self) -> &[u32] {
+        &self.inner.prefix
     }
 
     /// Encodes text that a user, a tool or a policy wrote: a control tag spelled in it becomes the
@@ -246,6 +256,17 @@ impl fmt::Debug for Tokenizer {
             .field("control", control)
             .finish_non_exhaustive()
     }
+}
+
+/// The special tokens that a post-processor puts before a single text.
+fn prefix(processor: &Value) -> Vec<u32> {
+    if let Some(processors) = processor["processors"].as_array() {
+        return processors.iter().flat_map(prefix).collect();
+    }
+    let items = processor["single"].as_array().into_iter().flatten();
+    let specials = items.map_while(|item| item["SpecialToken"]["id"].as_str());
+    let ids = specials.flat_map(|name| processor["special_tokens"][name]["ids"].as_array());
+    ids.flatten().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
 }
 
 /// Builds the tokenizer with some parts of its JSON left out. Truncation and padding always are:

@@ -43,7 +43,8 @@ pub mod name {
         POLLUTED_RATE = "rollout/polluted_rate", "1",
             "Share of assistant messages that are polluted or collapsed.";
         CONTROL_TOKEN_MASS = "rollout/control_token_mass", "1",
-            "Probability of control tokens where the grammar forbids them, mean over trajectories.";
+            "Probability of control tokens where the grammar forbids them, mean over trajectories; \
+         absent where the engine cannot tell.";
         TOKENS_MEAN = "rollout/tokens_mean", "tokens", "Length of a trajectory, mean.";
         STALENESS_MAX = "rollout/staleness_max", "versions",
             "Versions the learner was ahead of the oldest token of the batch (S1).";

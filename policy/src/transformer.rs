@@ -73,17 +73,51 @@ impl Policy {
         cache: &mut KvCache,
         appended: &[(usize, &[u32])],
     ) -> Result<Tensor, CacheFull> {
-        for (slot, tokens) in appended {
-            cache.reserve(*slot, tokens.len())?;
-        }
-        match self.extend_on_cpu(cache, appended) {
+        reserve(cache, appended)?;
+        let on_cpu = self.with_network(|network| {
+            let stream = network.append(&self.rope, cache, &placed(cache, appended));
+            grow(cache, appended);
+            network.logits(&stream)
+        });
+        match on_cpu {
             Some(logits) => Ok(logits),
             None => self.extend_in_libtorch(cache, appended),
         }
     }
 
-    /// [`Self::extend`], all slots having room, on any device.
+    /// [`Self::extend`] without logits, for tokens that nothing is sampled after.
+    ///
+    /// # Errors
+    /// A slot that cannot hold its tokens; then nothing is changed.
+    pub fn prefill(
+        &self,
+        cache: &mut KvCache,
+        appended: &[(usize, &[u32])],
+    ) -> Result<(), CacheFull> {
+        reserve(cache, appended)?;
+        let on_cpu = self.with_network(|network| {
+            let _stream = network.append(&self.rope, cache, &placed(cache, appended));
+            grow(cache, appended);
+        });
+        match on_cpu {
+            Some(()) => Ok(()),
+            None => self.append_in_libtorch(cache, appended).map(|_stream| ()),
+        }
+    }
+
+    /// [`Self::extend`] on any device.
     pub(crate) fn extend_in_libtorch(
+        &self,
+        cache: &mut KvCache,
+        appended: &[(usize, &[u32])],
+    ) -> Result<Tensor, CacheFull> {
+        let stream = self.append_in_libtorch(cache, appended)?;
+        let normed = |stream| self.normalise(stream, &self.parameters.norm);
+        Ok(tch::no_grad(|| self.head(&normed(&stream))))
+    }
+
+    /// Takes tokens into the cache; the stream [B, E] after the last token of each.
+    fn append_in_libtorch(
         &self,
         cache: &mut KvCache,
         appended: &[(usize, &[u32])],
@@ -93,7 +127,7 @@ impl Policy {
             .iter()
             .map(|group| {
                 let rows: Vec<_> = group.iter().map(|row| appended[*row]).collect();
-                tch::no_grad(|| self.extend_group(cache, &rows))
+                tch::no_grad(|| self.append_group(cache, &rows))
             })
             .collect::<Result<_, _>>()?;
         if let [only] = parts.as_slice() {
@@ -105,26 +139,7 @@ impl Policy {
         Ok(Tensor::cat(&parts, 0).index_select(0, &place))
     }
 
-    /// [`Self::extend`] without libtorch; `None` where the policy is not for that.
-    fn extend_on_cpu(&self, cache: &mut KvCache, appended: &[(usize, &[u32])]) -> Option<Tensor> {
-        let logits = self.with_network(|network| {
-            let appended: Vec<Appended<'_>> = appended
-                .iter()
-                .map(|(slot, tokens)| Appended {
-                    slot: *slot,
-                    position: cache.length(*slot),
-                    tokens,
-                })
-                .collect();
-            network.extend(&self.rope, cache, &appended)
-        })?;
-        for (slot, tokens) in appended {
-            cache.lengths[*slot] += tokens.len();
-        }
-        Some(logits)
-    }
-
-    fn extend_group(
+    fn append_group(
         &self,
         cache: &mut KvCache,
         appended: &[(usize, &[u32])],
@@ -139,17 +154,19 @@ impl Policy {
             let attended = extension.attend(self, cache, index, &projected);
             hidden = self.close(layer, &hidden, &attended);
         }
-        let mut last = Vec::with_capacity(appended.len());
+        grow(cache, appended);
+        if tokens.len() == appended.len() {
+            return Ok(hidden);
+        }
         let mut count = 0i64;
-        for (slot, tokens) in appended {
-            cache.lengths[*slot] += tokens.len();
-            count += tokens.len() as i64;
-            last.push(count - 1);
-        }
-        if count > last.len() as i64 {
-            hidden = hidden.index_select(0, &Tensor::from_slice(&last).to(self.device()));
-        }
-        Ok(self.head(&self.normalise(&hidden, &self.parameters.norm)))
+        let last: Vec<i64> = appended
+            .iter()
+            .map(|(_, tokens)| {
+                count += tokens.len() as i64;
+                count - 1
+            })
+            .collect();
+        Ok(hidden.index_select(0, &Tensor::from_slice(&last).to(self.device())))
     }
 
     fn embed(&self, tokens: &Tensor) -> Tensor {
@@ -208,5 +225,26 @@ impl Policy {
             time,
             dim,
         ])
+    }
+}
+
+/// Checks that every slot has room.
+fn reserve(cache: &KvCache, appended: &[(usize, &[u32])]) -> Result<(), CacheFull> {
+    appended.iter().try_for_each(|(slot, tokens)| cache.reserve(*slot, tokens.len()).map(drop))
+}
+
+/// Where the tokens go.
+fn placed<'a>(cache: &KvCache, appended: &[(usize, &'a [u32])]) -> Vec<Appended<'a>> {
+    let place = |(slot, tokens): &(usize, &'a [u32])| Appended {
+        slot: *slot,
+        position: cache.length(*slot),
+        tokens,
+    };
+    appended.iter().map(place).collect()
+}
+
+fn grow(cache: &mut KvCache, appended: &[(usize, &[u32])]) {
+    for (slot, tokens) in appended {
+        cache.lengths[*slot] += tokens.len();
     }
 }

@@ -6,8 +6,8 @@ use super::*;
 use crate::{
     decoder::Sampling,
     testing::{
-        TableFactory, TightFactory, assignment, babbles, config_json, engine, engine_of, finish,
-        plays, plays_demonstrations, staged, tokenizer, trajectory,
+        TableFactory, assignment, babbles, config_json, engine, engine_of, finish, plays,
+        plays_demonstrations, staged, tokenizer, trajectory,
     },
 };
 
@@ -153,7 +153,8 @@ fn tokens_after_a_swap_carry_the_new_version() {
 
 #[test]
 fn a_failing_decoder_is_not_the_policy_s_fault() {
-    let (mut engine, _) = engine_of(TableFactory { script: plays(&["12"]), failing_from: 1 }, 2);
+    let (mut engine, _) =
+        engine_of(TableFactory { failing_from: 1, ..TableFactory::new(plays(&["12"])) }, 2);
     engine.adopt(&staged(0)).expect("adopted");
     let trajectories = run(&mut engine, Mode::Explore, 0..2);
     assert_eq!(trajectories.len(), 2);
@@ -227,7 +228,8 @@ fn siblings_share_the_prefill_of_their_opening() {
 #[test]
 fn too_little_memory_delays_episodes_and_changes_nothing_else() {
     let run = |memory: usize| {
-        let (mut engine, _) = engine_of(TightFactory { script: babbles(), memory }, 32);
+        let (mut engine, _) =
+            engine_of(TableFactory { memory, ..TableFactory::new(babbles()) }, 32);
         engine.adopt(&staged(2)).expect("adopted");
         (run(&mut engine, Mode::Explore, 0..32), engine.counters.decoder_work())
     };

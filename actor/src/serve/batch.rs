@@ -112,7 +112,8 @@ mod tests {
     };
 
     fn batch(script: Script, failing_from: usize, slots: usize) -> Batch {
-        let decoder = TableFactory { script, failing_from }.build(&staged(0), slots, 64);
+        let mut factory = TableFactory { failing_from, ..TableFactory::new(script) };
+        let decoder = factory.build(&staged(0), slots, 64);
         Batch::new(decoder.expect("a decoder"), slots, Some(tokenizer().clone()))
     }
 

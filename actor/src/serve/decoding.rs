@@ -163,7 +163,8 @@ mod tests {
     }
 
     fn batch(failing_from: usize) -> Batch {
-        let mut factory = TableFactory { script: plays(&["lamp lamp lamp"]), failing_from };
+        let script = plays(&["lamp lamp lamp"]);
+        let mut factory = TableFactory { failing_from, ..TableFactory::new(script) };
         let decoder = factory.build(&staged(0), 1, 64).expect("a decoder");
         Batch::new(decoder, 1, Some(tokenizer().clone()))
     }

