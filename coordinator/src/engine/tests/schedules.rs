@@ -164,3 +164,25 @@ fn the_schedule_says_where_it_is_and_what_ends_it() {
     world.play_to_the_end();
     assert_eq!(world.engine.schedule().phase, "");
 }
+
+/// Batches and assignments of these schedules are what they were before phases existed: the sums
+/// were taken then.
+#[test]
+fn what_was_decided_before_there_were_phases_is_decided_still() {
+    use prost::Message as _;
+    let mut sums = Vec::new();
+    for kind in [ScheduleKind::Interleave, ScheduleKind::SftThenRl, ScheduleKind::SftOnly] {
+        for staleness_max in [0, 2] {
+            let mut config = config();
+            config.schedule.kind = kind;
+            config.schedule.steps = 25;
+            config.rl.staleness_max = staleness_max;
+            let mut world = World::new(config);
+            world.play_to_the_end();
+            let served = world.served.iter().map(|one| one.encode_to_vec());
+            let assigned = world.assigned.iter().map(|one| one.encode_to_vec());
+            sums.push(crc32c::crc32c(&served.chain(assigned).flatten().collect::<Vec<u8>>()));
+        }
+    }
+    assert_eq!(sums, [3815191690, 2485495674, 1098363257, 2054631544, 3469496480, 3469496480]);
+}
