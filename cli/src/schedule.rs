@@ -123,7 +123,7 @@ fn write_description(text: &mut String, schedule: &ScheduleResponse) -> std::fmt
     }
     let skipped = schedule.decisions.len().saturating_sub(DECISIONS_SHOWN);
     for one in &schedule.decisions[skipped..] {
-        writeln!(text, "decision     step {:>5}  {:<10}  {}", one.step, one.what, one.reason)?;
+        writeln!(text, "decision     step {:>5}  {:<20}  {}", one.step, one.what, one.reason)?;
     }
     Ok(())
 }

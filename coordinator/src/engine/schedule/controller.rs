@@ -109,7 +109,7 @@ impl Controller {
         let before = self.share;
         self.share = bounded(&self.settings, before + move_by);
         (self.share != before).then(|| {
-            format!("strain {smoothed:.2} of 1, worst in {worst}, {:.2} of its limit", strain)
+            format!("strain {smoothed:.2} (1 is the limit); {worst} is at {strain:.2} of its limit")
         })
     }
 
