@@ -9,6 +9,7 @@ mod admin;
 mod interval;
 mod plot;
 mod progress;
+mod schedule;
 mod status;
 mod terminal;
 mod up;
@@ -31,6 +32,8 @@ Examples:
   ballast up --set run.name=long --set schedule.steps=400
   ballast status                                        one look at the newest run
   ballast watch --run long                              follow a run
+  ballast schedule                                      where training is, why, and what ends it
+  ballast schedule set kind=adaptive --reason \"it forgets\"
   ballast stop                                          checkpoint, drain, exit
   ballast plot runs/long                                draw runs/long/plots/*.{svg,png}";
 
@@ -42,6 +45,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Follow a run until it ends.
     Watch(status::WatchArgs),
+    /// Show where the schedule is and why, or change it in the running run.
+    Schedule(schedule::ScheduleArgs),
     /// Stop handing out tasks and batches; what runs is finished.
     Pause(admin::Target),
     /// Continue a paused run.
@@ -61,6 +66,7 @@ async fn main() -> ExitCode {
         Command::Up(args) => up::up(&args).await,
         Command::Status(args) => status::status(&args).await,
         Command::Watch(args) => status::watch(&args).await,
+        Command::Schedule(args) => schedule::schedule(&args).await,
         Command::Pause(target) => admin::pause(&target).await,
         Command::Resume(target) => admin::resume(&target).await,
         Command::Stop(target) => admin::stop(&target).await,

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use ballast_proto::v1::{
-    PauseRequest, PauseResponse, ResumeRequest, ResumeResponse, RunState, StatusRequest,
+    PauseRequest, PauseResponse, ResumeRequest, ResumeResponse, RunState, ScheduleDecision,
+    ScheduleRequest, ScheduleResponse, SetScheduleRequest, SetScheduleResponse, StatusRequest,
     StatusResponse, StopRequest, StopResponse,
     admin_server::{Admin, AdminServer},
 };
@@ -64,6 +65,43 @@ impl Admin for Recorder {
         self.note("stop");
         Err(Status::failed_precondition("the run has finished"))
     }
+
+    async fn schedule(
+        &self,
+        _: Request<ScheduleRequest>,
+    ) -> Result<Response<ScheduleResponse>, Status> {
+        self.note("schedule");
+        Ok(Response::new(ScheduleResponse {
+            kind: "phases".into(),
+            phase: "explore".into(),
+            why: "the main part begins with it".into(),
+            ends: "32 groups without a success (3 so far)".into(),
+            step: 7,
+            decided_step: 10,
+            sft_share: Some(0.25),
+            decisions: vec![ScheduleDecision {
+                step: 10,
+                what: "rl step".into(),
+                reason: "phase `explore`: RL alone".into(),
+                t: 1.5,
+            }],
+            revision: 2,
+            settings: "[schedule]\nkind = \"phases\"\n".into(),
+            ..Default::default()
+        }))
+    }
+
+    async fn set_schedule(
+        &self,
+        request: Request<SetScheduleRequest>,
+    ) -> Result<Response<SetScheduleResponse>, Status> {
+        let SetScheduleRequest { changes, reason, revision } = request.into_inner();
+        assert_eq!((reason.as_str(), revision), ("it forgets", Some(2)));
+        if changes == ["kind=adaptive", "steps=90"] {
+            return Ok(Response::new(SetScheduleResponse { revision: 3, step: 11 }));
+        }
+        Err(Status::invalid_argument(format!("{changes:?}")))
+    }
 }
 
 async fn serve(recorder: Recorder) -> String {
@@ -110,6 +148,46 @@ async fn status_prints_one_json_object() {
     let (_, stdout, _) = ballast(&["status", "--json", "--coordinator", &address]).await;
     let value: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
     assert_eq!((&value["run"], &value["step"]), (&"demo".into(), &7.into()));
+}
+
+#[tokio::test]
+async fn schedule_shows_where_it_is_and_why() {
+    let address = serve(Recorder::default()).await;
+    let (success, stdout, stderr) = ballast(&["schedule", "--coordinator", &address]).await;
+    assert!(success, "{stderr}");
+    for expected in [
+        "phases, revision 2",
+        "explore",
+        "because the main part begins with it",
+        "32 groups without a success (3 so far)",
+        "25.0%",
+        "decided to step 10",
+        "phase `explore`: RL alone",
+    ] {
+        assert!(stdout.contains(expected), "{expected} is not in\n{stdout}");
+    }
+    let (_, stdout, _) = ballast(&["schedule", "--json", "--coordinator", &address]).await;
+    let value: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!((&value["decided_step"], &value["sft_share"]), (&10.into(), &0.25.into()));
+    assert_eq!(value["decisions"][0]["what"], "rl step");
+    assert!(value["strain"].is_null());
+}
+
+#[tokio::test]
+async fn schedule_set_says_from_when_on() {
+    let address = serve(Recorder::default()).await;
+    let set = |change: &'static str| {
+        let address = address.clone();
+        async move {
+            let set = ["schedule", "set", change, "steps=90"];
+            let based = ["--reason", "it forgets", "--revision", "2"];
+            ballast(&[&set[..], &based, &["--coordinator", address.as_str()]].concat()).await
+        }
+    };
+    let (success, stdout, stderr) = set("kind=adaptive").await;
+    assert!(success && stdout.contains("from step 11 on"), "{stdout}{stderr}");
+    let (success, _, stderr) = set("kind=adaptve").await;
+    assert!(!success && stderr.contains("kind=adaptve"), "{stderr}");
 }
 
 #[tokio::test]

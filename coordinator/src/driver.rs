@@ -12,7 +12,10 @@ use std::{
 
 use ballast_proto::{
     EpisodeId,
-    v1::{CoordinatorMessage, StatusResponse, StepKind, TrainBatch, coordinator_message::Message},
+    v1::{
+        CoordinatorMessage, ScheduleResponse, SetScheduleResponse, StatusResponse, StepKind,
+        TrainBatch, coordinator_message::Message,
+    },
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -22,7 +25,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 use crate::{
-    engine::{CallId, Command, Engine, Event, SessionEnd, SessionId, StreamId},
+    engine::{CallId, ChangeRefusal, Command, Engine, Event, SessionEnd, SessionId, StreamId},
     journal::{BatchRecord, Record},
     journal_writer::{Outcome, Permit, Receipt, Request, Writer},
     metrics::MetricsWriter,
@@ -52,6 +55,9 @@ pub struct LearnerOutbox {
     pub admission: oneshot::Sender<Result<(), String>>,
 }
 
+/// Where the answer to a change of the schedule goes.
+pub type ChangeAnswer = oneshot::Sender<Result<SetScheduleResponse, ChangeRefusal>>;
+
 /// What comes into the loop: an event, with the way back where there is one.
 #[derive(Debug)]
 pub enum Input {
@@ -65,8 +71,12 @@ pub enum Input {
     Learner(StreamId, Event, LearnerOutbox),
     /// `StepCompleted`, and where its answer goes.
     Step(CallId, Event, oneshot::Sender<Result<(), String>>),
+    /// `ScheduleChangeRequested`, and where its answer goes.
+    Change(CallId, Event, ChangeAnswer),
     /// Somebody asks for the status.
     Status(oneshot::Sender<StatusResponse>),
+    /// Somebody asks for the schedule.
+    Schedule(oneshot::Sender<ScheduleResponse>),
 }
 
 /// Why the loop ended before the run.
@@ -97,6 +107,7 @@ pub struct Driver {
     sessions: BTreeMap<SessionId, SessionOutbox>,
     learners: BTreeMap<StreamId, LearnerPlace>,
     calls: BTreeMap<CallId, oneshot::Sender<Result<(), String>>>,
+    changes: BTreeMap<CallId, ChangeAnswer>,
     /// Room of the trajectory at hand, until its `AppendTrajectory` takes it along.
     permit: Option<Permit>,
     exit: bool,
@@ -135,6 +146,7 @@ impl Driver {
             sessions: BTreeMap::new(),
             learners: BTreeMap::new(),
             calls: BTreeMap::new(),
+            changes: BTreeMap::new(),
             permit: None,
             exit: false,
         };
@@ -207,6 +219,14 @@ impl Driver {
                 self.calls.insert(call, answer);
                 self.handle(event)
             }
+            Input::Change(call, event, answer) => {
+                self.changes.insert(call, answer);
+                self.handle(event)
+            }
+            Input::Schedule(answer) => {
+                drop(answer.send(self.engine.schedule()));
+                Ok(())
+            }
             Input::Status(answer) => {
                 // Whoever asked may have left.
                 drop(answer.send(self.engine.status(self.started.elapsed())));
@@ -257,6 +277,11 @@ impl Driver {
             }
             Command::AnswerStep { call, answer } => {
                 if let Some(caller) = self.calls.remove(&call) {
+                    drop(caller.send(answer));
+                }
+            }
+            Command::AnswerChange { call, answer } => {
+                if let Some(caller) = self.changes.remove(&call) {
                     drop(caller.send(answer));
                 }
             }

@@ -52,6 +52,8 @@ pub mod name {
             "Sampled tokens of accepted trajectories over the time with episodes in flight, since the last step.";
         ZERO_VARIANCE = "groups/zero_variance", "groups",
             "Groups of the batch whose siblings all got the same reward.";
+        ALL_FAIL = "groups/all_fail", "groups",
+            "Groups of the batch in which no sibling was fully right.";
         DROPPED_SIBLINGS = "groups/dropped_siblings", "episodes",
             "Siblings given up after too many attempts, in the run so far.";
         UNUSED = "episodes/unused", "episodes",
@@ -61,6 +63,10 @@ pub mod name {
             "Share of prompt and tool-result tokens that needed no computation, because an episode that begins alike had been computed; since the actors started.";
         KV_EVICTIONS = "actor/kv_evictions", "episodes",
             "Times an episode lost its place in a KV cache to another one, since the actors started.";
+        SFT_SHARE = "schedule/sft_share", "1",
+            "Share of SFT steps that the schedule aims at; absent unless it is adaptive.";
+        STRAIN = "schedule/strain", "1",
+            "Smoothed structural strain, 1 at its limit; absent unless the schedule is adaptive.";
         TRAIN_TOKENS_PER_S = "train/tokens_per_s", "tokens/s",
             "Tokens of the batch over the time of the step, publishing included.";
         TRAIN_TOKENS = "train/tokens", "tokens", "Tokens of the batch, prompts included.";
@@ -153,11 +159,14 @@ mod tests {
                 "rollout/staleness_max [versions]",
                 "rollout/tokens_per_s [tokens/s]",
                 "groups/zero_variance [groups]",
+                "groups/all_fail [groups]",
                 "groups/dropped_siblings [episodes]",
                 "episodes/unused [episodes]",
                 "actor/idle_share [1]",
                 "actor/prefill_saved_share [1]",
                 "actor/kv_evictions [episodes]",
+                "schedule/sft_share [1]",
+                "schedule/strain [1]",
                 "train/tokens_per_s [tokens/s]",
                 "train/tokens [tokens]",
                 "train/seconds [s]",
@@ -171,6 +180,14 @@ mod tests {
         for Metric { name, unit, meaning } in name::ALL {
             let row = format!("| `{name}` | {unit} | {meaning} |");
             assert!(document.contains(&row), "docs/metrics.md lacks this row:\n{row}");
+        }
+    }
+
+    #[test]
+    fn every_metric_that_can_end_a_phase_is_documented() {
+        let document = include_str!("../../docs/metrics.md");
+        for name in ballast_runtime::config_file::PHASE_END_METRICS {
+            assert!(document.contains(&format!("| `{name}` |")), "docs/metrics.md lacks {name}");
         }
     }
 

@@ -6,9 +6,10 @@ use std::{path::Path, time::Duration};
 use ballast_coordinator::{journal, journal::Record, process::Coordinator};
 use ballast_proto::v1::{
     ActorHello, ActorMessage, Assignment, CompleteStepRequest, CoordinatorMessage, Mode,
-    NextBatchRequest, Role, RunState, SampledVersion, SlotsFree, Span, StatusRequest, StepKind,
-    StopReason, StopRequest, Trajectory, actor_message, admin_client::AdminClient,
-    coordinator_message::Message, rollout_client::RolloutClient, training_client::TrainingClient,
+    NextBatchRequest, Role, RunState, SampledVersion, ScheduleRequest, SetScheduleRequest,
+    SlotsFree, Span, StatusRequest, StepKind, StopReason, StopRequest, Trajectory, actor_message,
+    admin_client::AdminClient, coordinator_message::Message, rollout_client::RolloutClient,
+    training_client::TrainingClient,
 };
 use ballast_runtime::{
     config::{Config, ScheduleKind},
@@ -250,6 +251,47 @@ async fn people_can_watch_and_stop_a_run() {
     assert_eq!(last.state(), RunState::Finished);
     assert!(running.file("result.json").contains("\"stopped\""));
     timeout(PATIENCE, running.coordinator).await.expect("in time").expect("no panic");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn people_can_change_the_schedule_of_a_run() {
+    let running = Running::start().await;
+    let mut admin = AdminClient::new(running.channel.clone());
+    let change = |changes: &[&str], revision| SetScheduleRequest {
+        changes: changes.iter().map(|text| (*text).to_owned()).collect(),
+        reason: "it forgets".into(),
+        revision,
+    };
+    let wrong = admin.set_schedule(change(&["kind=adaptve", "stps=3"], None)).await;
+    let wrong = wrong.expect_err("refused");
+    assert_eq!(wrong.code(), Code::InvalidArgument);
+    assert!(wrong.message().contains("did you mean `steps`?"), "{}", wrong.message());
+    let changed = admin.set_schedule(change(&["kind=adaptive", "steps=3"], Some(0))).await;
+    let changed = changed.expect("accepted").into_inner();
+    assert_eq!((changed.revision, changed.step), (1, 1));
+    let late = admin.set_schedule(change(&["steps=4"], Some(0))).await.expect_err("stale");
+    assert_eq!(late.code(), Code::FailedPrecondition);
+    let shown = admin.schedule(ScheduleRequest {}).await.expect("served").into_inner();
+    assert_eq!((shown.kind.as_str(), shown.phase.as_str()), ("adaptive", "cold_start"));
+    assert_eq!(shown.revision, 1);
+    assert!(shown.settings.contains("\nsteps = 3\n"), "{}", shown.settings);
+
+    let actor = tokio::spawn(act(running.channel.clone(), "actor-0", 8));
+    let steps = timeout(PATIENCE, learn(running.channel.clone(), 0, 1, usize::MAX)).await;
+    assert_eq!(steps.expect("in time"), [1, 2, 3, 4, 5], "two of the cold start, then three");
+    timeout(PATIENCE, actor).await.expect("in time").expect("no panic");
+    let Running { directory, coordinator, .. } = running;
+    timeout(PATIENCE, coordinator).await.expect("in time").expect("no panic");
+    let records = journal::read_all(&directory.path().join("test/journal")).expect("readable");
+    let notes = records.iter().filter_map(|one| match one {
+        Record::Note(text) => serde_json::from_str(text).ok(),
+        _ => None,
+    });
+    let notes: Vec<serde_json::Value> = notes.collect();
+    let event = |name: &str| notes.iter().find(|note| note["event"] == name).expect("journaled");
+    let changed = event("schedule_changed");
+    assert_eq!((&changed["reason"], &changed["from_step"]), (&"it forgets".into(), &1.into()));
+    assert!(event("decided")["decisions"][0]["reason"].is_string());
 }
 
 /// What one version of gRPC reflection lists; their messages are alike and of different types.

@@ -3,9 +3,13 @@
 //! Every field has a default that trains the built-in world on a laptop, so a config file holds only
 //! what differs. Loading, overrides and the check of all faults at once are in [`crate::config_file`].
 
+mod schedule;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use schedule::{Adaptive, PhaseEnd, PhaseKind, Schedule, ScheduleKind, SchedulePhase};
 
 /// A whole run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -77,39 +81,6 @@ pub struct Tasks {
     pub demonstration_calls: Vec<u32>,
     /// Number of calls of an explored task, drawn uniformly; repeat one to weigh it.
     pub calls: Vec<u32>,
-}
-
-/// Kind of schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScheduleKind {
-    /// A cold start of SFT, then RL alone.
-    SftThenRl,
-    /// A cold start of SFT, then cycles of `rl_steps` RL and `sft_steps` SFT steps.
-    Interleave,
-    /// SFT alone for `steps` steps (the control arm; also plain fine-tuning).
-    SftOnly,
-}
-
-/// How optimizer steps are divided between RL and SFT.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Schedule {
-    /// Kind of schedule.
-    pub kind: ScheduleKind,
-    /// Optimizer steps after the cold start, RL and SFT together.
-    pub steps: u64,
-    /// Interleave: RL steps in a cycle.
-    pub rl_steps: u64,
-    /// Interleave: SFT steps in a cycle.
-    pub sft_steps: u64,
-    /// Upper bound of the cold start, in SFT steps; 0 skips it.
-    pub cold_start_steps_max: u64,
-    /// The cold start ends when a check (on the validation split) reaches this success rate.
-    /// Evaluation ends it, not a step count: copying appears suddenly.
-    pub cold_start_success: f64,
-    /// SFT steps between two checks of the cold start.
-    pub cold_start_check_every: u64,
 }
 
 /// Reinforcement learning: groups, sampling, loss.
@@ -291,20 +262,6 @@ impl Default for Tasks {
             demonstrations: 128,
             demonstration_calls: vec![2, 3],
             calls: vec![2, 3, 4, 5],
-        }
-    }
-}
-
-impl Default for Schedule {
-    fn default() -> Self {
-        Self {
-            kind: ScheduleKind::Interleave,
-            steps: 120,
-            rl_steps: 4,
-            sft_steps: 1,
-            cold_start_steps_max: 200,
-            cold_start_success: 0.4,
-            cold_start_check_every: 10,
         }
     }
 }

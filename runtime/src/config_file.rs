@@ -11,6 +11,9 @@ mod shape;
 
 use std::{ffi::OsString, fmt, path::PathBuf};
 
+pub use check::PHASE_END_METRICS;
+
+use self::layers::Layers;
 use crate::config::Config;
 
 /// Flags with which every process takes its configuration; flatten it into the process' own.
@@ -88,7 +91,27 @@ impl fmt::Display for ConfigError {
 /// # Errors
 /// All faults together, each with its key, what is allowed and where it came from.
 pub fn load(files: &[PathBuf], overrides: &[String]) -> Result<Config, ConfigError> {
-    let (mut layers, mut faults) = layers::read(files, overrides);
+    let (layers, faults) = layers::read(files, overrides);
+    resolve(layers, faults)
+}
+
+/// A running configuration with some keys of `section` changed, checked as a whole. `changes` are
+/// KEY=VALUE as in `overrides`, KEY with or without its section.
+///
+/// # Errors
+/// All faults together, as from [`load`].
+pub fn change(config: &Config, section: &str, changes: &[String]) -> Result<Config, ConfigError> {
+    let prefix = format!("{section}.");
+    let full = |text: &String| match text.trim_start() {
+        key if key.starts_with(&prefix) => key.to_owned(),
+        key => format!("{prefix}{key}"),
+    };
+    let changes: Vec<String> = changes.iter().map(full).collect();
+    let (layers, faults) = layers::over(config, &changes);
+    resolve(layers, faults)
+}
+
+fn resolve(mut layers: Layers, mut faults: Vec<Fault>) -> Result<Config, ConfigError> {
     faults.extend(shape::prune(&mut layers));
     // What is left deserializes: `shape` tried every key by itself.
     let config: Config = match layers.table.clone().try_into() {
@@ -113,6 +136,14 @@ pub fn load(files: &[PathBuf], overrides: &[String]) -> Result<Config, ConfigErr
 pub fn to_toml(config: &Config) -> String {
     // A u64 beyond TOML's i64 is the only value that does not fit, and `check` refuses it.
     toml::to_string_pretty(config).unwrap_or_else(|error| format!("# not writable: {error}\n"))
+}
+
+/// One section of the configuration as TOML, under its heading; empty if there is no such section.
+#[must_use]
+pub fn section_to_toml(config: &Config, section: &str) -> String {
+    let table = toml::Table::try_from(config).unwrap_or_default();
+    let only = table.into_iter().filter(|(key, _)| key == section);
+    toml::to_string_pretty(&only.collect::<toml::Table>()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 //! achieve it.
 //!
 //! Proof. Let S = staleness_max. A group's step `s` is fixed when the group is named, because batch
-//! j takes exactly the groups [jP, (j+1)P) and the schedule fixes the step of batch j. When the
+//! j takes exactly the groups [jP, (j+1)P) and the schedule has decided the step of batch j, which
+//! it never changes afterwards. When the
 //! learner computes step s its parameters are version s - 1. [`oldest_version`] puts
 //! max(0, s - 1 - S) on every assignment of the group; an actor starts the episode only under that
 //! version or a newer one and never goes back, so each sampled token has version >= s - 1 - S, and
@@ -27,6 +28,11 @@ pub(super) fn admitted(step: u64, current: PolicyVersion, staleness_max: u64) ->
     current >= oldest_version(step, staleness_max)
 }
 
+/// Last optimizer step whose groups may be dispatched: the schedule decides up to it, and no further.
+pub(super) fn step_max(current: PolicyVersion, staleness_max: u64) -> u64 {
+    current.0.saturating_add(staleness_max).saturating_add(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,8 +44,10 @@ mod tests {
         {
             assert_eq!(oldest_version(step, staleness_max), PolicyVersion(first));
             assert!(admitted(step, PolicyVersion(first), staleness_max));
+            assert!(step_max(PolicyVersion(first), staleness_max) >= step);
             if first > 0 {
                 assert!(!admitted(step, PolicyVersion(first - 1), staleness_max));
+                assert_eq!(step_max(PolicyVersion(first), staleness_max), step);
             }
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ballast_proto::{
     ActorId, Generation,
-    v1::{Trajectory, coordinator_message::Message},
+    v1::{SetScheduleResponse, Trajectory, coordinator_message::Message},
 };
 
 use super::{
@@ -32,6 +32,17 @@ pub enum SessionEnd {
     /// No message came for the time of the lease.
     #[error("actor {0} sent no heartbeat within its lease; reconnect with a newer generation")]
     LeaseExpired(ActorId),
+}
+
+/// Why a change that a person asked for is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeRefusal {
+    /// The change itself is wrong, whatever the state of the run.
+    #[error("{0}")]
+    Invalid(String),
+    /// The run is not in a state for it.
+    #[error("{0}")]
+    Untimely(String),
 }
 
 /// A side effect.
@@ -76,6 +87,13 @@ pub enum Command {
         call: CallId,
         /// Accepted, or why not.
         answer: Result<(), String>,
+    },
+    /// Answer a `SetSchedule` call.
+    AnswerChange {
+        /// The call.
+        call: CallId,
+        /// What holds from when on, or why not.
+        answer: Result<SetScheduleResponse, ChangeRefusal>,
     },
     /// Make a trajectory durable, then report `TrajectoryDurable`.
     AppendTrajectory(Arc<Trajectory>),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ballast_proto::{
     ActorId, EpisodeId, Generation,
-    v1::{CompleteStepRequest, Heartbeat, NextBatchRequest, Trajectory},
+    v1::{CompleteStepRequest, Heartbeat, NextBatchRequest, SetScheduleRequest, Trajectory},
 };
 
 /// One actor's stream. A reconnect is a new session, so a late message of an old stream can never
@@ -17,7 +17,7 @@ pub struct SessionId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StreamId(pub u64);
 
-/// One call of `CompleteStep` that waits for its answer.
+/// One call of `CompleteStep` or `SetSchedule` that waits for its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CallId(pub u64);
 
@@ -119,6 +119,13 @@ pub enum Event {
     PauseRequested,
     /// A person ended the pause.
     ResumeRequested,
+    /// A person asked for other settings of the schedule.
+    ScheduleChangeRequested {
+        /// The call to answer.
+        call: CallId,
+        /// What to change, and why.
+        request: SetScheduleRequest,
+    },
     /// A person or a signal asked to end the run in order.
     StopRequested,
     /// The time [`super::Engine::next_deadline`] named has come.

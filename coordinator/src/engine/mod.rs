@@ -11,6 +11,7 @@
 mod admission;
 mod batches;
 mod command;
+mod control;
 mod demonstrations;
 mod dispatch;
 mod ending;
@@ -36,12 +37,12 @@ use std::{
 
 use ballast_proto::{
     PolicyVersion,
-    v1::{EpisodeLimits, EvaluationResult, Trajectory},
+    v1::{EpisodeLimits, EvaluationResult, ScheduleDecision, Trajectory},
 };
 use ballast_runtime::config::Config;
 
 pub use batches::{Batch, Group, SERVED_AHEAD_MAX};
-pub use command::{Command, SessionEnd};
+pub use command::{ChangeRefusal, Command, SessionEnd};
 pub use dispatch::EPISODE_ATTEMPTS_MAX;
 pub use ending::DRAIN_GRACE;
 pub use event::{CallId, Event, SessionId, StreamId};
@@ -68,6 +69,10 @@ pub struct Engine {
     /// Number of evaluations started.
     evaluations_started: u64,
     schedule: Schedule,
+    /// What the schedule decided last, oldest first.
+    decisions: VecDeque<ScheduleDecision>,
+    /// Live changes of the schedule so far.
+    revision: u64,
     batches: Batches,
     ledger: Ledger,
     /// Last finished optimizer step: the newest policy version.
@@ -111,6 +116,8 @@ impl Engine {
             evaluations: Vec::new(),
             evaluations_started: 0,
             schedule: Schedule::new(&config),
+            decisions: VecDeque::new(),
+            revision: 0,
             batches: Batches::default(),
             ledger: Ledger::default(),
             version: PolicyVersion(0),
@@ -168,6 +175,9 @@ impl Engine {
             Event::StepCompleted { call, request } => self.on_step_completed(now, call, request),
             Event::PauseRequested => self.on_pause_requested(),
             Event::ResumeRequested => self.on_resume_requested(),
+            Event::ScheduleChangeRequested { call, request } => {
+                self.on_schedule_change_requested(call, &request);
+            }
             Event::StopRequested => self.on_stop_requested(),
             // Only here, when no message is waiting to be looked at: a coordinator that was stopped
             // for a while must not take its own silence for the actors'.
@@ -196,6 +206,7 @@ impl Engine {
         self.assign();
         self.end(now);
         self.note_phase(now);
+        self.note_decisions(now);
     }
 
     /// Whether new work may begin.

@@ -108,6 +108,7 @@ impl Engine {
             return;
         }
         let staleness_max = self.config.rl.staleness_max;
+        self.schedule.decide_to(admission::step_max(self.version, staleness_max));
         while let Some(step) = self.schedule.rl_step(self.groups.next_batch()) {
             if !admission::admitted(step, self.version, staleness_max) {
                 return;

@@ -95,6 +95,11 @@ fn has_zero_variance(group: &Group) -> bool {
     rewards.all(|reward| Some(reward) == first)
 }
 
+/// Whether no sibling was fully right.
+fn is_all_fail(group: &Group) -> bool {
+    !group.trajectories.iter().any(|trajectory| trajectory.success == Some(true))
+}
+
 /// The rollout metrics of an RL batch; empty for any other.
 pub(super) fn of_batch(batch: &Batch) -> BTreeMap<String, f64> {
     let all: Vec<&Trajectory> =
@@ -114,6 +119,7 @@ pub(super) fn of_batch(batch: &Batch) -> BTreeMap<String, f64> {
     };
     let successes = all.iter().filter(|one| one.success == Some(true)).count();
     let zero_variance = batch.groups.iter().filter(|group| has_zero_variance(group)).count();
+    let all_fail = batch.groups.iter().filter(|group| is_all_fail(group)).count();
     let entries = [
         (name::SUCCESS, Some(share(successes, all.len()))),
         (name::REWARD_MEAN, mean(all.iter().filter_map(|one| one.reward).map(f64::from))),
@@ -127,6 +133,7 @@ pub(super) fn of_batch(batch: &Batch) -> BTreeMap<String, f64> {
         (name::TOKENS_MEAN, mean(all.iter().map(|one| one.token_ids.len() as f64))),
         (name::STALENESS_MAX, all.iter().filter_map(staleness).max().map(|max| max as f64)),
         (name::ZERO_VARIANCE, Some(zero_variance as f64)),
+        (name::ALL_FAIL, Some(all_fail as f64)),
     ];
     let present = entries.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
     present.collect()

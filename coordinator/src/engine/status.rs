@@ -90,11 +90,8 @@ impl Engine {
     }
 
     fn lacks_demonstrations(&self) -> bool {
-        use super::schedule::Action;
-        let needs = matches!(
-            self.schedule.next(),
-            Action::Train(step) if step.kind == ballast_proto::v1::StepKind::Sft
-        );
-        needs && self.demonstrations.complete() && self.demonstrations.batch(0).is_none()
+        self.schedule.wants_demonstrations()
+            && self.demonstrations.complete()
+            && self.demonstrations.batch(0).is_none()
     }
 }

@@ -185,6 +185,11 @@ impl Engine {
         put(name::UNUSED, self.unused_by_reason.values().sum::<u64>() as f64);
         // The learner measured its own step, so where both speak it is right.
         values.extend(learner_metrics);
+        self.schedule.observe(batch.step, &values);
+        if let Some((share, strain)) = self.schedule.control() {
+            values.insert(name::SFT_SHARE.into(), share);
+            values.extend(strain.map(|strain| (name::STRAIN.to_owned(), strain)));
+        }
         self.metrics.extend(values.clone());
         self.push(Command::WriteMetrics(MetricsLine {
             t: now.as_secs_f64(),

@@ -1,15 +1,19 @@
 //! `Admin`: what people ask of a run.
 
 use ballast_proto::v1::{
-    self, PauseRequest, PauseResponse, ResumeRequest, ResumeResponse, StatusRequest,
-    StatusResponse, StopRequest, StopResponse,
+    self, PauseRequest, PauseResponse, ResumeRequest, ResumeResponse, ScheduleRequest,
+    ScheduleResponse, SetScheduleRequest, SetScheduleResponse, StatusRequest, StatusResponse,
+    StopRequest, StopResponse,
 };
 use tokio::sync::{oneshot, watch};
 use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
 use super::Handle;
-use crate::{driver::Input, engine::Event};
+use crate::{
+    driver::Input,
+    engine::{CallId, ChangeRefusal, Event},
+};
 
 #[derive(Debug)]
 pub(super) struct Admin {
@@ -65,5 +69,30 @@ impl v1::admin_server::Admin for Admin {
     async fn stop(&self, _request: Request<StopRequest>) -> Result<Response<StopResponse>, Status> {
         self.handle.send(Input::Event(Event::StopRequested)).await?;
         Ok(Response::new(StopResponse {}))
+    }
+
+    async fn schedule(
+        &self,
+        _request: Request<ScheduleRequest>,
+    ) -> Result<Response<ScheduleResponse>, Status> {
+        let (answer, answered) = oneshot::channel();
+        self.handle.send(Input::Schedule(answer)).await?;
+        let schedule = answered.await.map_err(|_| Status::unavailable("the run is over"))?;
+        Ok(Response::new(schedule))
+    }
+
+    async fn set_schedule(
+        &self,
+        request: Request<SetScheduleRequest>,
+    ) -> Result<Response<SetScheduleResponse>, Status> {
+        let (answer, answered) = oneshot::channel();
+        let call = CallId(self.handle.id());
+        let event = Event::ScheduleChangeRequested { call, request: request.into_inner() };
+        self.handle.send(Input::Change(call, event, answer)).await?;
+        let changed = answered.await.map_err(|_| Status::unavailable("the run is over"))?;
+        changed.map(Response::new).map_err(|refusal| match refusal {
+            ChangeRefusal::Invalid(text) => Status::invalid_argument(text),
+            ChangeRefusal::Untimely(text) => Status::failed_precondition(text),
+        })
     }
 }

@@ -1,10 +1,13 @@
 //! What the values mean: ranges of each key, and keys that contradict each other.
 
+mod schedule;
+
 use std::{fmt::Display, ops::RangeInclusive};
 
+pub use self::schedule::PHASE_END_METRICS;
 use super::{Fault, shape::is_similar};
 use crate::{
-    config::{Config, Model, ScheduleKind},
+    config::{Config, Model},
     net,
 };
 
@@ -33,7 +36,7 @@ const SET_BY_EPISODES: [&str; 4] = ["messages", "tools", "documents", "add_gener
 pub(super) fn check(config: &Config) -> Vec<Fault> {
     let mut faults = Faults::default();
     check_run(config, &mut faults);
-    check_schedule(config, &mut faults);
+    schedule::check(config, &mut faults);
     check_training(config, &mut faults);
     check_episodes(config, &mut faults);
     check_processes(config, &mut faults);
@@ -123,26 +126,6 @@ fn check_template(model: &Model, faults: &mut Faults) {
             "is set by every conversation itself; remove it".into()
         });
     }
-}
-
-fn check_schedule(config: &Config, faults: &mut Faults) {
-    let schedule = &config.schedule;
-    faults.range("schedule.steps", schedule.steps, 0..=STEPS_MAX);
-    faults.range("schedule.cold_start_steps_max", schedule.cold_start_steps_max, 0..=STEPS_MAX);
-    faults.range("schedule.cold_start_success", schedule.cold_start_success, 0.0..=1.0);
-    faults.range("schedule.cold_start_check_every", schedule.cold_start_check_every, 1..=STEPS_MAX);
-    let interleaves = schedule.kind == ScheduleKind::Interleave;
-    let cycle_min = u64::from(interleaves);
-    faults.range("schedule.rl_steps", schedule.rl_steps, cycle_min..=STEPS_MAX);
-    faults.range("schedule.sft_steps", schedule.sft_steps, cycle_min..=STEPS_MAX);
-    let cold_start = schedule.cold_start_steps_max > 0;
-    faults.require(cold_start || schedule.steps > 0, "schedule.steps", || {
-        "is 0 and there is no cold start either; nothing would be trained".into()
-    });
-    let supervised = cold_start || (schedule.steps > 0 && schedule.kind != ScheduleKind::SftThenRl);
-    faults.require(!supervised || config.tasks.demonstrations > 0, "tasks.demonstrations", || {
-        "is 0, but the schedule has SFT steps; record at least 1".into()
-    });
 }
 
 fn check_training(config: &Config, faults: &mut Faults) {

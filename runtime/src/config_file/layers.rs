@@ -5,22 +5,26 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use toml::{Table, Value};
 
 use super::{Fault, shape};
+use crate::config::Config;
 
 /// The merged table and where each of its leaves came from.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Layers {
     /// Only what was given; defaults are not in it.
     pub(super) table: Table,
     /// Dotted key of a leaf -> file or flag.
     origins: BTreeMap<String, String>,
+    /// Where everything else came from.
+    base: &'static str,
 }
 
 impl Layers {
-    /// Where the value of `key` came from.
+    /// Where the value of `key` came from. A list comes from one place, with all that is in it.
     pub(super) fn origin(&self, key: &str) -> String {
+        let key = key.split_once('[').map_or(key, |(list, _)| list);
         let below = format!("{key}.");
         let given = self.origins.iter().find(|(leaf, _)| *leaf == key || leaf.starts_with(&below));
-        given.map_or_else(|| "the defaults".to_owned(), |(_, origin)| origin.clone())
+        given.map_or_else(|| self.base.to_owned(), |(_, origin)| origin.clone())
     }
 
     fn merge(&mut self, layer: Table, origin: &str) {
@@ -32,7 +36,7 @@ impl Layers {
 
 /// Reads everything that can be read; the faults name the rest.
 pub(super) fn read(files: &[PathBuf], overrides: &[String]) -> (Layers, Vec<Fault>) {
-    let mut layers = Layers::default();
+    let mut layers = Layers { table: Table::new(), origins: BTreeMap::new(), base: "the defaults" };
     let mut faults = Vec::new();
     for path in files {
         let name = path.display().to_string();
@@ -46,15 +50,31 @@ pub(super) fn read(files: &[PathBuf], overrides: &[String]) -> (Layers, Vec<Faul
         }
     }
     for text in overrides {
-        let name = format!("--set {text}");
-        match parse_override(text) {
-            Some(table) => layers.merge(table, &name),
-            None => {
-                faults.push(source_fault(name, "write KEY=VALUE, as in rl.group_size=16".into()))
-            }
-        }
+        apply(&mut layers, &mut faults, text, format!("--set {text}"));
     }
     (layers, faults)
+}
+
+/// Changes over a configuration that a run has already.
+pub(super) fn over(config: &Config, changes: &[String]) -> (Layers, Vec<Fault>) {
+    let base = "the run's configuration";
+    let mut faults = Vec::new();
+    let table = Table::try_from(config).unwrap_or_else(|error| {
+        faults.push(source_fault(base.into(), error.to_string()));
+        Table::new()
+    });
+    let mut layers = Layers { table, origins: BTreeMap::new(), base };
+    for text in changes {
+        apply(&mut layers, &mut faults, text, text.clone());
+    }
+    (layers, faults)
+}
+
+fn apply(layers: &mut Layers, faults: &mut Vec<Fault>, text: &str, name: String) {
+    match parse_override(text) {
+        Some(table) => layers.merge(table, &name),
+        None => faults.push(source_fault(name, "write KEY=VALUE, as in rl.group_size=16".into())),
+    }
 }
 
 fn source_fault(subject: String, problem: String) -> Fault {

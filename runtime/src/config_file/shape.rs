@@ -6,11 +6,21 @@ use std::sync::LazyLock;
 use toml::{Table, Value};
 
 use super::{Fault, layers::Layers};
-use crate::config::Config;
+use crate::config::{Config, PhaseEnd, SchedulePhase};
 
 /// The defaults as a table: every key there is.
 static SCHEMA: LazyLock<Table> = LazyLock::new(|| {
     Table::try_from(Config::default()).expect("the defaults are plain numbers, text and lists")
+});
+
+/// Key of the one list whose items are tables.
+const PHASES: &str = "schedule.phases";
+
+/// Every key of one of its items, those with no default too.
+static PHASE_SCHEMA: LazyLock<Table> = LazyLock::new(|| {
+    let until = PhaseEnd { above: Some(0.0), below: Some(0.0), ..PhaseEnd::default() };
+    Table::try_from(SchedulePhase { until, ..SchedulePhase::default() })
+        .expect("a phase is plain numbers, text and a table")
 });
 
 /// `prefix.key`.
@@ -57,6 +67,10 @@ fn prune_table(
                 None
             }
             (Some(Value::Table(_)), _) => Some(format!("is a section; write [{path}]")),
+            (Some(_), Value::Array(items)) if path == PHASES => {
+                prune_phases(items, problems);
+                None
+            }
             (Some(_), value) => type_problem(&path, value),
         };
         let sound = problem.is_none();
@@ -65,10 +79,28 @@ fn prune_table(
     });
 }
 
+/// The same for each item of the list of phases; `schedule.phases[0]` is the path of the first one.
+fn prune_phases(items: &mut Vec<Value>, problems: &mut Vec<(String, String)>) {
+    let mut index = 0;
+    items.retain_mut(|item| {
+        let path = format!("{PHASES}[{index}]");
+        index += 1;
+        match item {
+            Value::Table(phase) => prune_table(phase, &PHASE_SCHEMA, &path, problems),
+            _ => problems.push((path, "is no table; write [[schedule.phases]]".into())),
+        }
+        item.is_table()
+    });
+}
+
 /// Tries a value alone on top of the defaults: serde's verdict on exactly this key.
 fn type_problem(path: &str, value: &Value) -> Option<String> {
     let alone = path.rsplit('.').fold(value.clone(), |value, part| {
-        Value::Table(Table::from_iter([(part.to_owned(), value)]))
+        let (name, value) = match part.split_once('[') {
+            Some((name, _)) => (name, Value::Array(vec![value])),
+            None => (part, value),
+        };
+        Value::Table(Table::from_iter([(name.to_owned(), value)]))
     });
     let error = alone.try_into::<Config>().err()?;
     Some(error.message().to_owned())

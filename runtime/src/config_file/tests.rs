@@ -182,6 +182,142 @@ fn a_schedule_without_any_step_is_refused() {
     assert!(load_overrides(&no_demonstrations).is_ok());
 }
 
+const PHASES: &str = r#"
+[schedule]
+kind = "phases"
+repeat = true
+[[schedule.phases]]
+name = "explore"
+kind = "rl"
+steps = 60
+until = { all_fail_groups = 32 }
+[[schedule.phases]]
+name = "repair"
+kind = "sft"
+steps = 6
+learning_rate = 1e-4
+[[schedule.phases]]
+name = "settle"
+kind = "interleave"
+until = { metric = "rollout/success", above = 0.6, window = 3 }
+"#;
+
+#[test]
+fn phases_are_read_in_order_and_survive_their_own_toml() {
+    let files = Files::new();
+    let config = load(&[files.write("phases.toml", PHASES)], &[]).expect("sound");
+    let names: Vec<&str> = config.schedule.phases.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["explore", "repair", "settle"]);
+    assert_eq!(config.schedule.phases[0].until.all_fail_groups, 32);
+    assert_eq!(config.schedule.phases[2].until.above, Some(0.6));
+    let again = files.write("all.toml", &to_toml(&config));
+    assert_eq!(load(&[again], &[]), Ok(config.clone()));
+    let section = section_to_toml(&config, "schedule");
+    assert!(section.starts_with("[schedule]\nkind = \"phases\"\n"), "{section}");
+    let section = files.write("schedule.toml", &section);
+    assert_eq!(load(&[section], &[]).map(|config| config.schedule), Ok(config.schedule));
+}
+
+#[test]
+fn faults_of_phases_are_reported_at_once_each_with_its_place() {
+    let files = Files::new();
+    let text = PHASES
+        .replace("all_fail_groups = 32", "all_fail_group = 32")
+        .replace("kind = \"sft\"", "kind = \"stf\"")
+        .replace("learning_rate = 1e-4", "lerning_rate = 1e-4")
+        .replace("rollout/success", "rollout/sucess")
+        .replace("name = \"settle\"", "name = \"repair\"");
+    let error = load(&[files.write("phases.toml", &text)], &[]).expect_err("faults").to_string();
+    for expected in [
+        "the configuration has 5 faults",
+        "schedule.phases[0].until.all_fail_group: unknown key; did you mean `all_fail_groups`?",
+        "schedule.phases[1].kind: unknown variant `stf`, expected one of",
+        "schedule.phases[1].lerning_rate: unknown key; did you mean `learning_rate`?",
+        "schedule.phases[2].name: is `repair`, the name of an earlier phase too",
+        "schedule.phases[2].until.metric: is `rollout/sucess` (did you mean `rollout/success`?)",
+        "phases.toml)",
+    ] {
+        assert!(error.contains(expected), "{expected} is not in\n{error}");
+    }
+}
+
+#[test]
+fn phases_that_cannot_end_or_be_measured_are_refused() {
+    for (phases, expected) in [
+        ("[]", "schedule.phases: is empty"),
+        ("[3]", "schedule.phases[0]: is no table; write [[schedule.phases]]"),
+        ("3", "schedule.phases: invalid type: integer `3`, expected a sequence"),
+        (
+            "[{name = 'a'}, {name = 'b'}]",
+            "schedule.phases[0].steps: is 0 and until is empty: the phase never ends",
+        ),
+        (
+            "[{name = 'a', kind = 'sft', until = {metric = 'rollout/success', above = 1.0}}]",
+            "schedule.phases[0].until.metric: is `rollout/success`, which only RL steps have",
+        ),
+        (
+            "[{name = 'a', kind = 'sft', until = {all_fail_groups = 1}}]",
+            "schedule.phases[0].until.all_fail_groups: counts groups, but the phase has no RL",
+        ),
+        ("[{name = 'a', until = {above = 1.0}}]", "schedule.phases[0].until.above: is a bound"),
+        ("[{name = 'a', until = {metric = 'train/entropy'}}]", "until.metric: has no bound"),
+        ("[{name = 'a', until = {above = 'x'}}]", "schedule.phases[0].until.above: invalid type"),
+    ] {
+        let set = format!("schedule.phases={phases}");
+        let error = load_overrides(&["schedule.kind=phases", &set]).expect_err(phases).to_string();
+        assert!(error.contains(expected), "{expected} is not in\n{error}");
+    }
+}
+
+#[test]
+fn constants_of_the_controller_must_make_sense_together() {
+    for text in [
+        "schedule.adaptive.share_max=0.95",
+        "schedule.adaptive.share_min=0.6",
+        "schedule.adaptive.invalid_call_rate=0",
+        "schedule.adaptive.dead_band=nan",
+        "schedule.adaptive.hold_steps=0",
+    ] {
+        let key = text.split('=').next().expect("a key");
+        let fault = fault(text);
+        assert!(fault.starts_with(&format!("{key}: ")), "{fault}");
+    }
+    let fault = fault("schedule.adaptive.share_mx=0.5");
+    assert!(fault.contains("did you mean `share_max`?"), "{fault}");
+}
+
+#[test]
+fn rl_alone_needs_neither_demonstrations_nor_a_cold_start() {
+    assert!(load_overrides(&["schedule.kind=rl_only", "tasks.demonstrations=0"]).is_ok());
+    assert!(load_overrides(&["schedule.kind=adaptive", "tasks.demonstrations=0"]).is_err());
+}
+
+#[test]
+fn a_live_change_is_checked_like_a_file() {
+    let base = load_overrides(&["schedule.steps=70", "rl.group_size=4"]).expect("sound");
+    let changed = |texts: &[&str]| {
+        let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+        change(&base, "schedule", &texts).map_err(|error| error.to_string())
+    };
+    let config = changed(&["kind=adaptive", "schedule.adaptive.share_max=0.4"]).expect("sound");
+    assert_eq!(config.schedule.kind, ScheduleKind::Adaptive);
+    assert_eq!(config.schedule.adaptive.share_max, 0.4);
+    assert_eq!((config.schedule.steps, config.rl.group_size), (70, 4), "the rest stays");
+    for (texts, expected) in [
+        (
+            &["stps=3"][..],
+            "schedule.stps: unknown key; did you mean `steps`? (from schedule.stps=3)",
+        ),
+        (&["rl.group_size=8"], "schedule.rl: unknown key; known here: kind, steps"),
+        (&["kind=both", "rl_steps=-1"], "the configuration has 2 faults"),
+        (&["steps"], "write KEY=VALUE"),
+        (&["kind=phases"], "schedule.phases: is empty"),
+    ] {
+        let error = changed(texts).expect_err(expected);
+        assert!(error.contains(expected), "{expected} is not in\n{error}");
+    }
+}
+
 #[test]
 fn all_faults_are_reported_at_once_each_with_its_source() {
     let files = Files::new();

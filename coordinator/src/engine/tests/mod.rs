@@ -2,4 +2,5 @@
 
 mod behaviour;
 mod property;
+mod schedules;
 mod world;

@@ -10,15 +10,16 @@ use std::{
 use ballast_proto::{
     ActorId, EpisodeId, Generation,
     v1::{
-        Assignment, CompleteStepRequest, Mode, NextBatchRequest, Role, SampledVersion, Span,
-        StepKind, StopReason, TrainBatch, Trajectory, coordinator_message::Message,
+        Assignment, CompleteStepRequest, Mode, NextBatchRequest, Role, SampledVersion,
+        SetScheduleRequest, SetScheduleResponse, Span, StepKind, StopReason, StructuralState,
+        TrainBatch, Trajectory, coordinator_message::Message,
     },
     verify_trajectory,
 };
 use ballast_runtime::config::{Config, ScheduleKind};
 
 use crate::{
-    engine::{CallId, Command, Engine, Event, SessionEnd, SessionId, StreamId},
+    engine::{CallId, ChangeRefusal, Command, Engine, Event, SessionEnd, SessionId, StreamId},
     metrics::MetricsLine,
     result::RunResult,
 };
@@ -59,10 +60,15 @@ pub(super) struct World {
     pub(super) disk: VecDeque<Durable>,
     pub(super) answers: Vec<Result<(), String>>,
     pub(super) lines: Vec<MetricsLine>,
+    /// Every note in the journal.
+    pub(super) notes: Vec<String>,
+    pub(super) changed: Option<Result<SetScheduleResponse, ChangeRefusal>>,
     pub(super) result: Option<RunResult>,
     pub(super) exited: bool,
     /// Success rate of evaluated episodes is 1 / this; 0 is none.
     pub(super) success_every: u64,
+    /// Whether explored episodes are structurally polluted.
+    pub(super) polluted: bool,
     /// Every assignment ever made.
     pub(super) assigned: Vec<Assignment>,
     ids: u64,
@@ -135,9 +141,12 @@ impl World {
             disk: VecDeque::new(),
             answers: Vec::new(),
             lines: Vec::new(),
+            notes: Vec::new(),
+            changed: None,
             result: None,
             exited: false,
             success_every: 2,
+            polluted: false,
             assigned: Vec::new(),
             ids: 0,
         }
@@ -182,7 +191,9 @@ impl World {
             Command::WriteMetrics(line) => self.lines.push(line),
             Command::WriteResult(result) => self.result = Some(*result),
             Command::Exit => self.exited = true,
-            Command::AppendNote(_) | Command::Inform(_) | Command::Warn(_) => {}
+            Command::AnswerChange { answer, .. } => self.changed = Some(answer),
+            Command::AppendNote(note) => self.notes.push(note),
+            Command::Inform(_) | Command::Warn(_) => {}
         }
     }
 
@@ -240,7 +251,11 @@ impl World {
         let version = self.published.saturating_sub(lag).max(oldest);
         let success =
             self.success_every > 0 && assignment.episode_id.is_multiple_of(self.success_every);
-        self.report(session, trajectory(&assignment, version, success));
+        let mut finished = trajectory(&assignment, version, success);
+        if self.polluted && assignment.mode() == Mode::Explore {
+            finished.spans[1].state = StructuralState::Polluted.into();
+        }
+        self.report(session, finished);
         self.handle(Event::SlotsFreed { session, slots: 1 });
     }
 
@@ -314,14 +329,32 @@ impl World {
         Some(kind)
     }
 
+    /// A person asks for other settings of the schedule.
+    pub(super) fn change(
+        &mut self,
+        changes: &[&str],
+    ) -> Result<SetScheduleResponse, ChangeRefusal> {
+        let changes = changes.iter().map(|text| (*text).to_owned()).collect();
+        let request = SetScheduleRequest { changes, reason: "a test".into(), revision: None };
+        let call = CallId(self.id());
+        self.handle(Event::ScheduleChangeRequested { call, request });
+        self.changed.take().expect("answered")
+    }
+
     /// Heals everything and plays on until the run is over.
     pub(super) fn play_to_the_end(&mut self) {
+        self.play_until(|_| false);
+        assert!(self.exited, "the run does not end: {:?}", self.engine.status(self.now));
+    }
+
+    /// Heals everything and plays on until this holds or the run is over.
+    pub(super) fn play_until(&mut self, until: impl Fn(&Self) -> bool) {
         self.handle(Event::ResumeRequested);
         if self.learner.is_none() && !self.exited {
             self.learn(self.checkpoint);
         }
         for turn in 0..10_000 {
-            if self.exited {
+            if self.exited || until(self) {
                 return;
             }
             if self.actors.is_empty() {
@@ -342,6 +375,5 @@ impl World {
             }
             self.step();
         }
-        panic!("the run does not end: {:?}", self.engine.status(self.now));
     }
 }

@@ -49,8 +49,8 @@ fn play(config: &Config, checks: &[f64]) -> String {
 
 #[test]
 fn each_kind_plays_its_table() {
-    use ScheduleKind::{Interleave, SftOnly, SftThenRl};
-    let table: [(ScheduleKind, u64, u64, &[f64], &str); 8] = [
+    use ScheduleKind::{Adaptive, Interleave, RlOnly, SftOnly, SftThenRl};
+    let table: [(ScheduleKind, u64, u64, &[f64], &str); 10] = [
         (
             Interleave,
             0,
@@ -73,6 +73,14 @@ fn each_kind_plays_its_table() {
             &[0.1],
             "sft1 sft2 check sft3 save3 after_cold_start rl4 save4 final finish4",
         ),
+        (RlOnly, 9, 2, &[], "save0 after_cold_start rl1 rl2 save2 final finish2"),
+        (
+            Adaptive,
+            0,
+            5,
+            &[],
+            "save0 after_cold_start rl1 rl2 sft3 save3 rl4 rl5 save5 final finish5",
+        ),
         (SftOnly, 0, 4, &[], "sft1 sft2 sft3 save3 sft4 save4 final finish4"),
         (SftOnly, 1, 1, &[], "sft1 save1 after_cold_start sft2 save2 final finish2"),
         (SftOnly, 0, 0, &[], "save0 final finish0"),
@@ -92,25 +100,64 @@ fn each_kind_plays_its_table() {
 
 #[test]
 fn the_step_of_each_rl_batch_is_where_the_plan_puts_it() {
-    for kind in [ScheduleKind::Interleave, ScheduleKind::SftThenRl, ScheduleKind::SftOnly] {
-        let config = config(kind, 4, 11);
+    use ScheduleKind::{Adaptive, Interleave, Phases, RlOnly, SftOnly, SftThenRl};
+    for kind in [Interleave, SftThenRl, SftOnly, RlOnly, Adaptive, Phases] {
+        let mut config = config(kind, 4, 11);
+        config.schedule.phases = vec![config::SchedulePhase::default()];
+        config.schedule.phases[0].until.all_fail_groups = 1;
         let mut schedule = Schedule::new(&config);
-        assert_eq!(schedule.rl_step(0), None, "the end of the cold start is open");
-        let mut planned = Vec::new();
-        while !matches!(schedule.next(), Action::Finish { .. }) {
+        schedule.decide_to(9);
+        let early = schedule.rl_step(0).is_some();
+        assert_eq!(early, kind == RlOnly, "the end of the cold start is open");
+        let (mut planned, mut promised) = (BTreeMap::new(), BTreeMap::new());
+        for _ in 0..100 {
+            schedule.decide_to(schedule.step + 3);
+            for index in 0..20 {
+                if let Some(step) = schedule.rl_step(index) {
+                    assert_eq!(*promised.entry(index).or_insert(step), step, "{kind:?}");
+                }
+            }
             match schedule.next() {
                 Action::Evaluate(_) => {
                     schedule.conclude(0.0);
                     continue;
                 }
-                Action::Train(step) if step.kind == StepKind::Rl => planned.push(step.step),
+                Action::Train(step) if step.kind == StepKind::Rl => {
+                    planned.insert(step.index, step.step);
+                    let failed = [("groups/all_fail".to_owned(), 1.0)];
+                    schedule.observe(step.step, &failed.into());
+                }
+                Action::Finish { .. } => break,
                 _ => {}
             }
             schedule.advance();
         }
-        let steps: Vec<u64> = (0..).map_while(|index| schedule.rl_step(index)).collect();
-        assert_eq!(steps, planned, "{kind:?}");
+        assert!(matches!(schedule.next(), Action::Finish { .. }), "{kind:?} does not end");
+        assert_eq!(promised, planned, "{kind:?}");
     }
+}
+
+#[test]
+fn a_change_leaves_what_is_decided_and_acts_on_the_rest() {
+    let mut schedule = Schedule::new(&config(ScheduleKind::SftThenRl, 0, 9));
+    schedule.advance();
+    schedule.conclude(0.0);
+    schedule.decide_to(3);
+    let mut settings = schedule.settings().clone();
+    settings.kind = ScheduleKind::SftOnly;
+    settings.steps = 5;
+    assert_eq!(schedule.change(settings.clone(), "why"), Ok(4));
+    let mut kinds = Vec::new();
+    while let Action::Train(step) = schedule.next() {
+        kinds.push(step.kind);
+        schedule.advance();
+        if let Action::Checkpoint { .. } = schedule.next() {
+            schedule.advance();
+        }
+    }
+    use StepKind::{Rl, Sft};
+    assert_eq!(kinds, [Rl, Rl, Rl, Sft, Sft]);
+    assert!(schedule.change(settings, "why").is_err(), "every step is planned");
 }
 
 #[test]

@@ -1,0 +1,188 @@
+//! Schedules and live changes of them, seen from the engine's outside.
+
+use ballast_proto::v1::StepKind;
+use ballast_runtime::config::{Config, PhaseEnd, PhaseKind, ScheduleKind, SchedulePhase};
+
+use super::{
+    property::check_rl_batches,
+    world::{World, config},
+};
+use crate::{engine::ChangeRefusal, metrics::name};
+
+/// RL until so many groups failed altogether, then some steps of SFT.
+pub(super) fn relift(all_fail_groups: u64, sft_steps: u64) -> Vec<SchedulePhase> {
+    let until = PhaseEnd { all_fail_groups, ..PhaseEnd::default() };
+    vec![
+        SchedulePhase { name: "explore".into(), until, ..SchedulePhase::default() },
+        SchedulePhase {
+            name: "repair".into(),
+            kind: PhaseKind::Sft,
+            steps: sft_steps,
+            learning_rate: 0.5,
+            ..SchedulePhase::default()
+        },
+    ]
+}
+
+/// No cold start; staleness 1, two groups of two in a batch.
+fn main_part(kind: ScheduleKind, steps: u64) -> Config {
+    let mut config = config();
+    config.schedule.kind = kind;
+    config.schedule.steps = steps;
+    config.schedule.cold_start_steps_max = 0;
+    config
+}
+
+/// The kinds of all optimizer steps served: r or s.
+fn kinds(world: &World) -> String {
+    let letter = |kind| match kind {
+        StepKind::Rl => Some('r'),
+        StepKind::Sft => Some('s'),
+        _ => None,
+    };
+    world.served.iter().filter_map(|batch| letter(batch.kind())).collect()
+}
+
+/// Reasons in the journal, in order.
+fn journaled(world: &World) -> Vec<serde_json::Value> {
+    let notes = world.notes.iter().map(|note| serde_json::from_str(note).expect("JSON"));
+    let decided = notes.filter(|note: &serde_json::Value| note["event"] == "decided");
+    decided.flat_map(|note| note["decisions"].as_array().expect("a list").clone()).collect()
+}
+
+#[test]
+fn rl_alone_needs_no_demonstration() {
+    let mut config = main_part(ScheduleKind::RlOnly, 3);
+    config.schedule.cold_start_steps_max = 200;
+    config.tasks.demonstrations = 0;
+    let mut world = World::new(config);
+    world.play_to_the_end();
+    assert_eq!(kinds(&world), "rrr");
+}
+
+#[test]
+fn a_count_of_failed_groups_turns_to_sft_once_what_is_admitted_is_trained() {
+    let mut config = main_part(ScheduleKind::Phases, 12);
+    config.schedule.phases = relift(1, 2);
+    config.schedule.repeat = true;
+    let mut world = World::new(config);
+    world.success_every = 0;
+    world.play_to_the_end();
+    // Step 1 fails; with a staleness of 1, step 2 is decided by then, and step 3 while step 1 is
+    // finished.
+    assert_eq!(kinds(&world), "rrssrrssrrss");
+    check_rl_batches(&world, 1);
+    let rates: Vec<f64> = world
+        .served
+        .iter()
+        .filter(|batch| batch.kind() == StepKind::Sft)
+        .map(|batch| batch.learning_rate)
+        .collect();
+    assert_eq!(rates, [0.5; 6], "the phase has its own");
+    let decisions = journaled(&world);
+    let repair = decisions.iter().find(|one| one["what"] == "phase `repair`").expect("journaled");
+    assert_eq!(repair["step"], 3);
+    assert!(repair["reason"].as_str().is_some_and(|why| why.contains("groups without a success")));
+    let steps = decisions
+        .iter()
+        .filter(|one| one["what"].as_str().is_some_and(|what| what.ends_with(" step")));
+    assert_eq!(steps.count(), 12, "each step has its reason");
+}
+
+#[test]
+fn strain_raises_the_share_of_sft() {
+    let mut config = main_part(ScheduleKind::Adaptive, 60);
+    config.schedule.adaptive.share_max = 0.5;
+    config.schedule.adaptive.gain = 0.2;
+    let healthy = {
+        let mut world = World::new(config.clone());
+        world.play_to_the_end();
+        kinds(&world).matches('s').count()
+    };
+    let mut world = World::new(config);
+    world.polluted = true;
+    world.play_to_the_end();
+    check_rl_batches(&world, 1);
+    let strained = kinds(&world).matches('s').count();
+    assert!(healthy <= 12 && strained >= 24, "{healthy} and {strained} of 60");
+    let last = world.lines.iter().rfind(|line| line.kind == "rl").expect("an RL line");
+    assert_eq!(last.values[name::SFT_SHARE], 0.5);
+    assert_eq!(last.values[name::STRAIN], 2.0);
+    let what = |one: &serde_json::Value| one["what"].as_str().unwrap_or_default().to_owned();
+    assert!(journaled(&world).iter().any(|one| what(one).starts_with("sft share ")));
+}
+
+#[test]
+fn a_live_change_acts_on_the_first_step_that_is_not_decided() {
+    let mut world = World::new(main_part(ScheduleKind::SftThenRl, 10));
+    world.play_until(|world| world.published == 3);
+    let decided = world.engine.schedule().decided_step;
+    let changed = world.change(&["kind=sft_only", "schedule.steps=8"]).expect("accepted");
+    assert_eq!((changed.step, changed.revision), (decided + 1, 1));
+    let shown = world.engine.schedule();
+    assert_eq!((shown.kind.as_str(), shown.revision), ("sft_only", 1));
+    assert!(shown.settings.contains("steps = 8"), "{}", shown.settings);
+    world.play_to_the_end();
+    let rl = decided as usize;
+    assert_eq!(kinds(&world), "r".repeat(rl) + &"s".repeat(8 - rl));
+    check_rl_batches(&world, 1);
+    let note = world.notes.iter().find(|note| note.contains("schedule_changed")).expect("kept");
+    assert!(note.contains("a test") && note.contains("kind=sft_only"), "{note}");
+}
+
+#[test]
+fn a_change_that_is_wrong_or_late_changes_nothing() {
+    let mut world = World::new(config());
+    let wrong = world.change(&["kind=adaptve", "stps=3"]).expect_err("refused");
+    let ChangeRefusal::Invalid(text) = wrong else { panic!("{wrong:?}") };
+    assert!(text.contains("2 faults") && text.contains("did you mean `steps`?"), "{text}");
+    assert!(matches!(world.change(&[]), Err(ChangeRefusal::Invalid(_))));
+    world.change(&["cold_start_steps_max=3"]).expect("the cold start is under way");
+    world.play_until(|world| world.published == 4);
+    let late = world.change(&["cold_start_steps_max=9"]).expect_err("the cold start is over");
+    assert!(matches!(late, ChangeRefusal::Untimely(_)), "{late:?}");
+    assert_eq!(world.engine.schedule().revision, 1);
+    world.play_to_the_end();
+    let late = world.change(&["steps=99"]).expect_err("the run is over");
+    assert!(matches!(late, ChangeRefusal::Untimely(_)), "{late:?}");
+}
+
+#[test]
+fn the_schedule_says_where_it_is_and_what_ends_it() {
+    let mut config = config();
+    config.schedule.kind = ScheduleKind::Phases;
+    config.schedule.phases = relift(5, 2);
+    let mut world = World::new(config);
+    let shown = world.engine.schedule();
+    assert_eq!((shown.kind.as_str(), shown.phase.as_str()), ("phases", "cold_start"));
+    assert!(shown.ends.contains("a check at 0.5 or better"), "{}", shown.ends);
+    world.play_until(|world| world.published == 3);
+    let shown = world.engine.schedule();
+    assert_eq!(shown.phase, "explore");
+    assert!(shown.ends.starts_with("5 groups without a success"), "{}", shown.ends);
+    assert!(shown.decisions.iter().any(|one| one.what == "the cold start ends"));
+    world.play_to_the_end();
+    assert_eq!(world.engine.schedule().phase, "");
+}
+
+/// Batches and assignments of these schedules are what they were before phases existed: the sums
+/// were taken then.
+#[test]
+fn what_was_decided_before_there_were_phases_is_decided_still() {
+    use prost::Message as _;
+    let mut sums = Vec::new();
+    for kind in [ScheduleKind::Interleave, ScheduleKind::SftThenRl, ScheduleKind::SftOnly] {
+        for staleness_max in [0, 2] {
+            let mut config = config();
+            config.schedule.kind = kind;
+            config.schedule.steps = 25;
+            config.rl.staleness_max = staleness_max;
+            let mut world = World::new(config);
+            world.play_to_the_end();
+            let served = world.served.iter().map(|one| one.encode_to_vec());
+            let assigned = world.assigned.iter().map(|one| one.encode_to_vec());
+            sums.push(crc32c::crc32c(&served.chain(assigned).flatten().collect::<Vec<u8>>()));
+        }
+    }
+    assert_eq!(sums, [3815191690, 2485495674, 1098363257, 2054631544, 3469496480, 3469496480]);
+}
