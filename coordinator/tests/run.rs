@@ -108,7 +108,7 @@ async fn say(stream: &mpsc::Sender<ActorMessage>, message: actor_message::Messag
 /// acknowledgements it got.
 async fn act(channel: Channel, name: &str, slots: u32) -> usize {
     let (stream, messages) = mpsc::channel(64);
-    let hello = ActorHello { actor_id: name.into(), generation: 1, slots };
+    let hello = ActorHello { actor_id: name.into(), generation: 1, slots, ..Default::default() };
     say(&stream, actor_message::Message::Hello(hello)).await;
     say(&stream, actor_message::Message::SlotsFree(SlotsFree { slots })).await;
     let mut inbound = RolloutClient::new(channel)
@@ -139,6 +139,7 @@ fn next_batch(last_step: u64, generation: u64) -> NextBatchRequest {
         last_step,
         weights_address: "127.0.0.1:9".into(),
         manifest_hash: hash(last_step),
+        ..Default::default()
     }
 }
 
@@ -339,7 +340,7 @@ async fn reflection_and_health_answer() {
 async fn an_older_generation_is_turned_away() {
     let running = Running::start().await;
     let hello = |generation| {
-        let hello = ActorHello { actor_id: "a".into(), generation, slots: 1 };
+        let hello = ActorHello { actor_id: "a".into(), generation, slots: 1, ..Default::default() };
         ActorMessage { message: Some(actor_message::Message::Hello(hello)) }
     };
     let mut client = RolloutClient::new(running.channel.clone());

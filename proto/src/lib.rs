@@ -36,5 +36,9 @@ pub use trajectory::{InvalidTrajectory, verify_trajectory};
 /// trajectories stays well below it; weights travel in chunks of [`FETCH_BYTES_MAX`].
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
+/// Episodes an actor may claim when it opens a stream, per slot: one that runs and those whose
+/// trajectories wait for their acknowledgement.
+pub const CLAIMS_PER_SLOT_MAX: usize = 5;
+
 /// Largest piece of a chunk in one `FetchResponse`, in bytes.
 pub const FETCH_BYTES_MAX: usize = 1 << 20;

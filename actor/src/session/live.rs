@@ -155,7 +155,7 @@ impl<'a> Live<'a> {
             Some(Message::Drain(_)) => self.drain(),
             Some(Message::WeightSource(source)) => self.on_weight_source(source.address),
             // A second welcome, or a message of a newer coordinator: nothing this actor must do.
-            Some(Message::Welcome(_)) | None => {}
+            Some(Message::Welcome(_) | Message::Discard(_)) | None => {}
         }
         Ok(())
     }
@@ -271,6 +271,7 @@ async fn open(
         actor_id: session.actor_id.clone(),
         generation: generation.0,
         slots: session.slots,
+        ..Default::default()
     };
     let hello = ActorMessage { message: Some(actor_message::Message::Hello(hello)) };
     let broken = |_| Status::unavailable("the connection broke");

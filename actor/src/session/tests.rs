@@ -85,7 +85,7 @@ impl Seat {
             panic!("no hello")
         };
         assert_eq!(hello.actor_id, "actor-0");
-        let welcome = ActorWelcome { heartbeat_interval_ms: 50 };
+        let welcome = ActorWelcome { heartbeat_interval_ms: 50, ..Default::default() };
         self.say(coordinator_message::Message::Welcome(welcome)).await;
         let Some(actor_message::Message::SlotsFree(free)) = self.next_but_beats().await else {
             panic!("no slots")

@@ -59,6 +59,7 @@ impl Batch {
             groups: self.groups.iter().map(group).collect(),
             demonstrations: owned(&self.demonstrations),
             learning_rate: self.learning_rate,
+            ..Default::default()
         }
     }
 

@@ -52,6 +52,7 @@ impl Coordinator {
             last_step,
             weights_address: self.identity.weights_address.clone(),
             manifest_hash: manifest_hash.0.to_vec(),
+            ..Default::default()
         };
         Ok(self.client.next_batch(request).await?.into_inner())
     }

@@ -209,7 +209,7 @@ impl World {
             Message::Acknowledged(one) => actor.acknowledged.push(one.episode_id),
             Message::WeightSource(source) => actor.sources.push(source.address),
             Message::Drain(_) => actor.drained = true,
-            Message::Welcome(_) => {}
+            Message::Welcome(_) | Message::Discard(_) => {}
         }
     }
 
@@ -283,6 +283,7 @@ impl World {
             last_step,
             weights_address: format!("learner-{}:1", stream.0),
             manifest_hash: hash(last_step),
+            ..Default::default()
         };
         self.handle(Event::LearnerConnected { stream, request });
     }
