@@ -5,7 +5,19 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 5] = ["trajectory", "rollout", "training", "weights", "admin"];
+const FILES: [&str; 6] = ["trajectory", "rollout", "training", "weights", "admin", "journal"];
+/// Messages that are part of the coordinator's snapshots.
+const SERDE: [&str; 9] = [
+    "Mode",
+    "StepKind",
+    "TaskRef",
+    "SampledVersion",
+    "TrajectorySummary",
+    "EpisodeLimits",
+    "EvaluationResult",
+    "ScheduleDecision",
+    "AuditEntry",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=ballast");
@@ -13,7 +25,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(&files, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("ballast.v1.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure()
+    let serde = SERDE.iter().fold(tonic_prost_build::configure(), |builder, name| {
+        let message = format!(".ballast.v1.{name}");
+        builder.type_attribute(message, "#[derive(serde::Serialize, serde::Deserialize)]")
+    });
+    serde
         // BTreeMap: maps encode in key order, so the same message is always the same bytes.
         .btree_map(".")
         .bytes(".ballast.v1.FetchResponse")

@@ -7,12 +7,8 @@
 
 #![forbid(unsafe_code)]
 
-pub mod driver;
 pub mod engine;
-pub mod journal;
-pub mod journal_writer;
+pub mod entry;
 pub mod metrics;
-pub mod process;
 pub mod result;
-pub mod rpc;
-pub mod run_directory;
+pub mod roster;

@@ -54,6 +54,8 @@ pub mod name {
             "Groups of the batch whose siblings all got the same reward.";
         ALL_FAIL = "groups/all_fail", "groups",
             "Groups of the batch in which no sibling was fully right.";
+        REPLACED = "groups/replaced", "groups",
+            "Groups left out of the batch because all siblings got the same reward; later ones took their place.";
         DROPPED_SIBLINGS = "groups/dropped_siblings", "episodes",
             "Siblings given up after too many attempts, in the run so far.";
         UNUSED = "episodes/unused", "episodes",

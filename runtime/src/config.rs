@@ -91,8 +91,13 @@ pub struct Rl {
     pub group_size: u32,
     /// Groups in one RL batch.
     pub groups_per_batch: u32,
-    /// Versions the learner may be ahead of the oldest token it trains on (S1).
+    /// How rollout and training overlap.
+    pub pacing: Pacing,
+    /// With pacing "async": versions the learner may be ahead of the oldest token it trains on (S1).
     pub staleness_max: u64,
+    /// Groups of a batch that are left out and replaced by later ones because all of their siblings
+    /// got the same reward, so that they teach nothing; at most this many for one batch, 0: none.
+    pub replaced_max: u32,
     /// Softmax temperature of exploration.
     pub temperature: f32,
     /// Learning rate of an RL step.
@@ -103,6 +108,19 @@ pub struct Rl {
     pub clip_high: f64,
     /// Divide the advantage by the group's standard deviation (GRPO); false: mean only (Dr.GRPO).
     pub advantage_std: bool,
+}
+
+/// How rollout and training overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pacing {
+    /// They take turns: an episode begins only when the step before its own is finished. Every token
+    /// is sampled under exactly the version its step starts from, so a run repeats bit for bit.
+    Serial,
+    /// Rollout is one step ahead.
+    OneStep,
+    /// Rollout is up to `staleness_max` steps ahead.
+    Async,
 }
 
 /// Supervised fine-tuning on demonstrations.
@@ -271,7 +289,9 @@ impl Default for Rl {
         Self {
             group_size: 8,
             groups_per_batch: 8,
+            pacing: Pacing::Async,
             staleness_max: 2,
+            replaced_max: 0,
             temperature: 1.0,
             learning_rate: 3e-4,
             clip_low: 0.2,

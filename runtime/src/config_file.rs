@@ -95,20 +95,22 @@ pub fn load(files: &[PathBuf], overrides: &[String]) -> Result<Config, ConfigErr
     resolve(layers, faults)
 }
 
-/// A running configuration with some keys of `section` changed, checked as a whole. `changes` are
-/// KEY=VALUE as in `overrides`, KEY with or without its section.
+/// A running configuration with some keys changed, checked as a whole. `changes` are KEY=VALUE as in
+/// `overrides`.
 ///
 /// # Errors
 /// All faults together, as from [`load`].
-pub fn change(config: &Config, section: &str, changes: &[String]) -> Result<Config, ConfigError> {
-    let prefix = format!("{section}.");
-    let full = |text: &String| match text.trim_start() {
-        key if key.starts_with(&prefix) => key.to_owned(),
-        key => format!("{prefix}{key}"),
-    };
-    let changes: Vec<String> = changes.iter().map(full).collect();
-    let (layers, faults) = layers::over(config, &changes);
+pub fn change(config: &Config, changes: &[String]) -> Result<Config, ConfigError> {
+    let (layers, faults) = layers::over(config, changes);
     resolve(layers, faults)
+}
+
+/// A whole configuration from its text, as [`to_toml`] writes it.
+///
+/// # Errors
+/// The text is not one, for example because another version of the program wrote it.
+pub fn from_toml(text: &str) -> Result<Config, toml::de::Error> {
+    toml::from_str(text)
 }
 
 fn resolve(mut layers: Layers, mut faults: Vec<Fault>) -> Result<Config, ConfigError> {
@@ -144,6 +146,22 @@ pub fn section_to_toml(config: &Config, section: &str) -> String {
     let table = toml::Table::try_from(config).unwrap_or_default();
     let only = table.into_iter().filter(|(key, _)| key == section);
     toml::to_string_pretty(&only.collect::<toml::Table>()).unwrap_or_default()
+}
+
+/// The keys that begin with one of these, as TOML under their headings. A prefix is a key
+/// (`rl.learning_rate`) or a section (`schedule.`).
+#[must_use]
+pub fn keys_to_toml(config: &Config, prefixes: &[&str]) -> String {
+    let mut table = toml::Table::try_from(config).unwrap_or_default();
+    for (section, values) in table.iter_mut() {
+        if let (toml::Value::Table(values), false) =
+            (values, prefixes.contains(&format!("{section}.").as_str()))
+        {
+            values.retain(|key, _| prefixes.contains(&format!("{section}.{key}").as_str()));
+        }
+    }
+    table.retain(|_, values| values.as_table().is_some_and(|table| !table.is_empty()));
+    toml::to_string_pretty(&table).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,17 +1,19 @@
 //! The sequence of batches and the learner's place in it.
 //!
-//! Every batch gets an index, in order. A batch is served only after its record is durable, at most
-//! [`SERVED_AHEAD_MAX`] before the learner's answers. Batches are kept from the newest finished
-//! checkpoint on, so a learner that crashed gets the same ones again, byte for byte (J3, J4).
+//! Every batch gets an index, in order. A batch is served at most [`SERVED_AHEAD_MAX`] before the
+//! learner's answers; that it is in the journal by then is the driver's doing. Batches are kept from
+//! the newest finished checkpoint on, so a learner that crashed gets the same ones again, byte for
+//! byte (J3, J4).
 //!
-//! Invariant: `answered <= served <= durable`, all of them positions in one sequence.
+//! Invariant: `answered <= served <= recorded`, all of them positions in one sequence.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use ballast_proto::{
     EpisodeId, Generation, GroupId,
-    v1::{NextBatchRequest, RolloutGroup, StepKind, TrainBatch, Trajectory},
+    v1::{BatchGroup, BatchPlanned, NextBatchRequest, StepKind, TrajectorySummary},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{event::StreamId, schedule::Phase};
 
@@ -19,16 +21,16 @@ use super::{event::StreamId, schedule::Phase};
 pub const SERVED_AHEAD_MAX: u64 = 2;
 
 /// Closed siblings of one task.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Group {
     /// Its id.
     pub id: GroupId,
     /// What its episodes came to; at least one.
-    pub trajectories: Vec<Arc<Trajectory>>,
+    pub trajectories: Vec<Arc<TrajectorySummary>>,
 }
 
 /// One instruction to the learner.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Batch {
     /// Optimizer step, as in `TrainBatch`.
     pub step: u64,
@@ -41,30 +43,37 @@ pub struct Batch {
     /// Groups of an RL batch.
     pub groups: Vec<Group>,
     /// Demonstrations of an SFT batch.
-    pub demonstrations: Vec<Arc<Trajectory>>,
+    pub demonstrations: Vec<Arc<TrajectorySummary>>,
+    /// Flat groups that later ones took the place of.
+    pub replaced: Vec<Group>,
 }
 
 impl Batch {
-    /// The message the learner gets. Equal batches have equal bytes.
+    /// What the journal says of it.
     #[must_use]
-    pub fn to_wire(&self) -> TrainBatch {
-        let owned = |all: &[Arc<Trajectory>]| all.iter().map(|one| one.as_ref().clone()).collect();
-        let group = |group: &Group| RolloutGroup {
-            group_id: group.id.0,
-            trajectories: owned(&group.trajectories),
+    pub fn to_record(&self, index: u64) -> BatchPlanned {
+        let episodes =
+            |all: &[Arc<TrajectorySummary>]| all.iter().map(|one| one.episode_id).collect();
+        let groups = |all: &[Group]| {
+            let record = |group: &Group| BatchGroup {
+                group_id: group.id.0,
+                episodes: episodes(&group.trajectories),
+            };
+            all.iter().map(record).collect()
         };
-        TrainBatch {
+        BatchPlanned {
+            index,
             step: self.step,
             kind: self.kind.into(),
-            groups: self.groups.iter().map(group).collect(),
-            demonstrations: owned(&self.demonstrations),
-            learning_rate: self.learning_rate,
-            ..Default::default()
+            learning_rate_bits: self.learning_rate.to_bits(),
+            groups: groups(&self.groups),
+            demonstrations: episodes(&self.demonstrations),
+            replaced: groups(&self.replaced),
         }
     }
 
     /// Everything trained on, in order.
-    pub fn trajectories(&self) -> impl Iterator<Item = &Arc<Trajectory>> {
+    pub fn trajectories(&self) -> impl Iterator<Item = &Arc<TrajectorySummary>> {
         self.groups.iter().flat_map(|group| &group.trajectories).chain(&self.demonstrations)
     }
 
@@ -109,6 +118,8 @@ pub(super) enum Refusal {
     TooNew { offered: u64, newest: u64 },
     #[error("{learner} ({generation}) is not the learner of this run at present; call NextBatch")]
     NotTheLearner { learner: String, generation: Generation },
+    #[error("the learner is {offered}, but {known} has been seen; this one was replaced")]
+    OldGeneration { offered: Generation, known: Generation },
     #[error("an answer for {kind:?} of step {step}, but {expected} is next")]
     OutOfOrder { step: u64, kind: StepKind, expected: String },
 }
@@ -125,7 +136,7 @@ pub(super) enum Completion {
 }
 
 /// The connected learner.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Learner {
     pub(super) stream: StreamId,
     pub(super) id: String,
@@ -133,15 +144,14 @@ pub(super) struct Learner {
     pub(super) weights_address: String,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Recorded {
     batch: Arc<Batch>,
-    durable: bool,
     finished: bool,
 }
 
 /// All kept batches. Bounded by the steps between two checkpoints, plus [`SERVED_AHEAD_MAX`].
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Batches {
     recorded: VecDeque<Recorded>,
     /// Index of `recorded[0]`.
@@ -155,20 +165,18 @@ pub(super) struct Batches {
     /// Newest recorded optimizer step.
     newest: u64,
     learner: Option<Learner>,
+    /// Newest incarnation of a learner seen.
+    generation: Generation,
+    /// Trajectories of batches that were dropped, until somebody takes note.
+    released: Vec<EpisodeId>,
 }
 
 impl Batches {
     /// Appends a batch. Returns its index.
     pub(super) fn record(&mut self, batch: Arc<Batch>) -> u64 {
         self.newest = self.newest.max(batch.step);
-        self.recorded.push_back(Recorded { batch, durable: false, finished: false });
+        self.recorded.push_back(Recorded { batch, finished: false });
         self.end() - 1
-    }
-
-    pub(super) fn mark_durable(&mut self, index: u64) {
-        if let Some(recorded) = self.at(index) {
-            recorded.durable = true;
-        }
     }
 
     pub(super) fn learner(&self) -> Option<&Learner> {
@@ -204,6 +212,10 @@ impl Batches {
         if let Some(Learner { id, generation, .. }) = &self.learner {
             return Err(Refusal::Held { holder: id.clone(), generation: *generation });
         }
+        if request.generation < self.generation.0 {
+            let (offered, known) = (Generation(request.generation), self.generation);
+            return Err(Refusal::OldGeneration { offered, known });
+        }
         let offered = request.last_step;
         if offered < self.kept {
             return Err(Refusal::TooOld { offered, kept: self.kept });
@@ -231,6 +243,7 @@ impl Batches {
         }
         self.answered = position;
         self.served = position;
+        self.generation = Generation(request.generation);
         self.learner = Some(Learner {
             stream,
             id: request.learner_id.clone(),
@@ -249,14 +262,18 @@ impl Batches {
         connected
     }
 
+    /// Every stream has ended.
+    pub(super) fn disconnect_all(&mut self) {
+        self.learner = None;
+    }
+
     /// The next batch to serve now, and to whom.
     pub(super) fn serve(&mut self) -> Option<(StreamId, Arc<Batch>)> {
         let stream = self.learner.as_ref()?.stream;
         if self.outstanding() >= SERVED_AHEAD_MAX {
             return None;
         }
-        let recorded = self.at(self.served).filter(|recorded| recorded.durable)?;
-        let batch = Arc::clone(&recorded.batch);
+        let batch = Arc::clone(&self.at(self.served)?.batch);
         self.served += 1;
         Some((stream, batch))
     }
@@ -300,9 +317,17 @@ impl Batches {
     /// Drops what a checkpoint of `step` makes unnecessary.
     fn trim(&mut self, step: u64) {
         self.kept = step;
-        while self.first < self.answered && self.recorded.pop_front().is_some() {
+        while self.first < self.answered {
+            let Some(recorded) = self.recorded.pop_front() else { return };
             self.first += 1;
+            let sampled = recorded.batch.groups.iter().flat_map(|group| &group.trajectories);
+            self.released.extend(sampled.map(|one| EpisodeId(one.episode_id)));
         }
+    }
+
+    /// Sampled trajectories that no learner can ask for again, since the last call.
+    pub(super) fn take_released(&mut self) -> Vec<EpisodeId> {
+        std::mem::take(&mut self.released)
     }
 
     fn end(&self) -> u64 {

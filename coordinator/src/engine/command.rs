@@ -1,11 +1,9 @@
-//! What the engine wants done. Imperative: the driver runs commands in order and decides nothing.
+//! What the engine wants done. Imperative: the driver runs commands in order and decides nothing. It
+//! runs them once the event they follow from is in the journal.
 
 use std::sync::Arc;
 
-use ballast_proto::{
-    ActorId, Generation,
-    v1::{SetScheduleResponse, Trajectory, coordinator_message::Message},
-};
+use ballast_proto::{ActorId, EpisodeId, Generation, v1::coordinator_message::Message};
 
 use super::{
     batches::Batch,
@@ -34,6 +32,25 @@ pub enum SessionEnd {
     LeaseExpired(ActorId),
 }
 
+/// What somebody who asked for a change is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeAnswer {
+    /// It is done.
+    Done,
+    /// The settings are changed.
+    Set {
+        /// Number of live changes, this one included.
+        revision: u64,
+        /// First optimizer step it can act on.
+        step: u64,
+    },
+    /// A checkpoint will be written after this step.
+    Checkpoint {
+        /// The step.
+        step: u64,
+    },
+}
+
 /// Why a change that a person asked for is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeRefusal {
@@ -43,10 +60,13 @@ pub enum ChangeRefusal {
     /// The run is not in a state for it.
     #[error("{0}")]
     Untimely(String),
+    /// What it is about does not exist.
+    #[error("{0}")]
+    Unknown(String),
 }
 
 /// A side effect.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Send a message to an actor.
     Send {
@@ -88,24 +108,15 @@ pub enum Command {
         /// Accepted, or why not.
         answer: Result<(), String>,
     },
-    /// Answer a `SetSchedule` call.
+    /// Answer somebody who asked for a change.
     AnswerChange {
         /// The call.
         call: CallId,
-        /// What holds from when on, or why not.
-        answer: Result<SetScheduleResponse, ChangeRefusal>,
+        /// What was done, or why not.
+        answer: Result<ChangeAnswer, ChangeRefusal>,
     },
-    /// Make a trajectory durable, then report `TrajectoryDurable`.
-    AppendTrajectory(Arc<Trajectory>),
-    /// Make a batch record durable, then report `BatchDurable`.
-    AppendBatch {
-        /// Its index in the sequence of batches.
-        index: u64,
-        /// The batch.
-        batch: Arc<Batch>,
-    },
-    /// Append a note to the journal: JSON text about a decision. Nothing waits for it.
-    AppendNote(String),
+    /// These trajectories are not needed any more; the journal keeps them.
+    Release(Vec<EpisodeId>),
     /// Append a line to `metrics.jsonl`.
     WriteMetrics(MetricsLine),
     /// Write `result.json`.

@@ -5,24 +5,25 @@
 
 use std::sync::Arc;
 
-use ballast_proto::v1::{Mode, TaskRef, Trajectory};
+use ballast_proto::v1::{Mode, TaskRef, TrajectorySummary};
 use ballast_runtime::config::Tasks;
 use rand::seq::SliceRandom as _;
+use serde::{Deserialize, Serialize};
 
 use super::{
     dispatch::{Purpose, Wanted},
     seeds::{self, Domain},
 };
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Demonstration {
     Pending,
-    Recorded(Arc<Trajectory>),
+    Recorded(Arc<TrajectorySummary>),
     GivenUp,
 }
 
 /// The demonstrations of a run.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Demonstrations {
     run_seed: u64,
     batch_size: usize,
@@ -57,7 +58,7 @@ impl Demonstrations {
         (0..self.slots.len()).zip(calls).map(wanted).collect()
     }
 
-    pub(super) fn record(&mut self, index: usize, trajectory: Arc<Trajectory>) {
+    pub(super) fn record(&mut self, index: usize, trajectory: Arc<TrajectorySummary>) {
         self.settle(index, Demonstration::Recorded(trajectory));
     }
 
@@ -82,7 +83,7 @@ impl Demonstrations {
         ((self.slots.len() - self.pending) as u64, self.slots.len() as u64)
     }
 
-    fn recorded(&self) -> Vec<&Arc<Trajectory>> {
+    fn recorded(&self) -> Vec<&Arc<TrajectorySummary>> {
         let mut recorded = Vec::with_capacity(self.slots.len());
         for slot in &self.slots {
             if let Demonstration::Recorded(trajectory) = slot {
@@ -94,7 +95,7 @@ impl Demonstrations {
 
     /// Batch `index` (from 0): positions [index B, (index + 1) B) of an endless row of epochs, each
     /// a permutation of all demonstrations. `None` while incomplete, or if there is none at all.
-    pub(super) fn batch(&self, index: u64) -> Option<Vec<Arc<Trajectory>>> {
+    pub(super) fn batch(&self, index: u64) -> Option<Vec<Arc<TrajectorySummary>>> {
         let recorded = self.recorded();
         if !self.complete() || recorded.is_empty() {
             return None;
@@ -128,13 +129,13 @@ mod tests {
         let mut demonstrations = Demonstrations::new(7, count, batch_size);
         for index in 0..count {
             assert!(demonstrations.batch(0).is_none());
-            let trajectory = Trajectory { episode_id: index.into(), ..Default::default() };
+            let trajectory = TrajectorySummary { episode_id: index.into(), ..Default::default() };
             demonstrations.record(index as usize, Arc::new(trajectory));
         }
         demonstrations
     }
 
-    fn ids(batch: &[Arc<Trajectory>]) -> Vec<u64> {
+    fn ids(batch: &[Arc<TrajectorySummary>]) -> Vec<u64> {
         batch.iter().map(|trajectory| trajectory.episode_id).collect()
     }
 
@@ -154,7 +155,8 @@ mod tests {
     #[test]
     fn a_given_up_demonstration_is_left_out() {
         let mut demonstrations = Demonstrations::new(7, 2, 3);
-        demonstrations.record(1, Arc::new(Trajectory { episode_id: 5, ..Default::default() }));
+        demonstrations
+            .record(1, Arc::new(TrajectorySummary { episode_id: 5, ..Default::default() }));
         demonstrations.give_up(0);
         assert_eq!(ids(&demonstrations.batch(0).expect("complete")), [5, 5, 5]);
     }

@@ -3,24 +3,26 @@
 //! Promise J2: dispatched = finished + cancelled + in flight, and every episode id ends exactly
 //! once. An episode that ends without a usable trajectory is wanted again under a new id; what it
 //! was for ([`Purpose`]), its task and its sampling seed stay the same.
+//!
+//! An episode belongs to an actor, not to a stream: it stays in flight while its actor is away.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ballast_proto::{
-    EpisodeId, GroupId, PolicyVersion,
-    v1::{Assignment, EpisodeCounts, EpisodeLimits, Mode, TaskRef, Trajectory},
+    ActorId, EpisodeId, GroupId, PolicyVersion,
+    v1::{Assignment, EpisodeCounts, EpisodeLimits, Mode, TaskRef},
 };
+use serde::{Deserialize, Serialize};
 
-use super::event::SessionId;
+/// Cancelled episodes that are told apart from finished ones when an actor asks for one again. Far
+/// more than all actors can hold: what is older is simply discarded.
+const CANCELLED_KEPT_MAX: usize = 1 << 16;
 
 /// Times one wanted episode is dispatched before it is given up.
 pub const EPISODE_ATTEMPTS_MAX: u32 = 8;
 
 /// What an episode is for: where its trajectory goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Purpose {
     /// The demonstration of this index.
     Demonstration { index: usize },
@@ -31,7 +33,7 @@ pub(super) enum Purpose {
 }
 
 /// An episode somebody must run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Wanted {
     pub(super) purpose: Purpose,
     pub(super) task: TaskRef,
@@ -46,31 +48,26 @@ pub(super) struct Wanted {
 }
 
 /// A dispatched episode that has not ended.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct InFlight {
-    pub(super) session: SessionId,
+    pub(super) actor: ActorId,
     pub(super) wanted: Wanted,
-    /// Set once the trajectory is here and waits for the journal: from then on the loss of the
-    /// actor does not matter.
-    pub(super) reported: Option<Arc<Trajectory>>,
 }
 
 /// What is known of an episode id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// Dispatched over this session, nothing reported.
-    Running(SessionId),
-    /// Its trajectory waits for the journal.
-    Reported,
+pub(super) enum Fate<'a> {
+    /// In flight on this actor.
+    Running(&'a ActorId),
     Finished,
     Cancelled,
-    /// Never dispatched.
+    /// Never dispatched, or so long ago that nobody knows.
     Unknown,
 }
 
 /// Dispatch order: what failed goes first, so that no batch waits long for one straggler; then what
 /// training waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Rank {
     Again,
     Demonstration,
@@ -80,15 +77,20 @@ enum Rank {
 
 /// The queue of wanted episodes and the table of those in flight. The queue is bounded by what the
 /// schedule admits: demonstrations, one evaluation, and (staleness_max + 1) batches of groups.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Dispatch {
     limits: EpisodeLimits,
     queue: BTreeMap<(Rank, u64), Wanted>,
     queued: u64,
     in_flight: BTreeMap<EpisodeId, InFlight>,
+    /// Episodes in flight, by actor; no actor without one.
+    held: BTreeMap<ActorId, BTreeSet<EpisodeId>>,
     next: EpisodeId,
     finished: u64,
+    /// The newest cancelled ones.
     cancelled: BTreeSet<EpisodeId>,
+    /// What is not in flight and below this is not known any more.
+    known_from: EpisodeId,
     cancelled_by_reason: BTreeMap<String, u64>,
 }
 
@@ -99,9 +101,11 @@ impl Dispatch {
             queue: BTreeMap::new(),
             queued: 0,
             in_flight: BTreeMap::new(),
+            held: BTreeMap::new(),
             next: EpisodeId(0),
             finished: 0,
             cancelled: BTreeSet::new(),
+            known_from: EpisodeId(0),
             cancelled_by_reason: BTreeMap::new(),
         }
     }
@@ -132,13 +136,18 @@ impl Dispatch {
         self.queued += 1;
     }
 
+    /// Whether an episode waits for an actor.
+    pub(super) fn is_wanting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// Removes the wanted episodes of a purpose that has ended.
     pub(super) fn forget(&mut self, ended: impl Fn(Purpose) -> bool) {
         self.queue.retain(|_, wanted| !ended(wanted.purpose));
     }
 
-    /// Assigns the next wanted episode to a session.
-    pub(super) fn next(&mut self, session: SessionId) -> Option<Assignment> {
+    /// Assigns the next wanted episode to an actor.
+    pub(super) fn next(&mut self, actor: &ActorId) -> Option<Assignment> {
         let (_, wanted) = self.queue.pop_first()?;
         let episode = self.next;
         self.next = episode.next();
@@ -156,15 +165,15 @@ impl Dispatch {
             temperature: wanted.temperature,
             limits: Some(self.limits),
         };
-        self.in_flight.insert(episode, InFlight { session, wanted, reported: None });
+        self.held.entry(actor.clone()).or_default().insert(episode);
+        self.in_flight.insert(episode, InFlight { actor: actor.clone(), wanted });
         Some(assignment)
     }
 
-    pub(super) fn fate(&self, episode: EpisodeId) -> Fate {
+    pub(super) fn fate(&self, episode: EpisodeId) -> Fate<'_> {
         match self.in_flight.get(&episode) {
-            Some(InFlight { reported: Some(_), .. }) => Fate::Reported,
-            Some(InFlight { session, .. }) => Fate::Running(*session),
-            None if episode >= self.next => Fate::Unknown,
+            Some(InFlight { actor, .. }) => Fate::Running(actor),
+            None if episode >= self.next || episode < self.known_from => Fate::Unknown,
             None if self.cancelled.contains(&episode) => Fate::Cancelled,
             None => Fate::Finished,
         }
@@ -174,44 +183,62 @@ impl Dispatch {
         self.in_flight.get(&episode)
     }
 
-    /// Keeps a reported trajectory until it is durable.
-    pub(super) fn report(&mut self, episode: EpisodeId, trajectory: Arc<Trajectory>) {
-        if let Some(in_flight) = self.in_flight.get_mut(&episode) {
-            in_flight.reported = Some(trajectory);
-        }
-    }
-
-    /// Ends an episode whose trajectory is durable.
-    pub(super) fn finish(&mut self, episode: EpisodeId) -> Option<InFlight> {
-        let in_flight = self.in_flight.remove(&episode)?;
+    /// Ends an episode whose trajectory is here. Returns what it was for.
+    pub(super) fn finish(&mut self, episode: EpisodeId) -> Option<Wanted> {
+        let wanted = self.remove(episode)?;
         self.finished += 1;
-        Some(in_flight)
+        Some(wanted)
     }
 
     /// Ends an episode that has no trajectory and will not get one.
     pub(super) fn cancel(&mut self, episode: EpisodeId, reason: &str) -> Option<Wanted> {
-        let in_flight = self.in_flight.remove(&episode)?;
+        let wanted = self.remove(episode)?;
         self.cancelled.insert(episode);
+        while self.cancelled.len() > CANCELLED_KEPT_MAX {
+            if let Some(oldest) = self.cancelled.pop_first() {
+                self.known_from = oldest.next();
+            }
+        }
         *self.cancelled_by_reason.entry(reason.to_owned()).or_default() += 1;
-        Some(in_flight.wanted)
+        Some(wanted)
     }
 
-    /// Episodes of a session that are lost with it: all that were not reported.
-    pub(super) fn running_on(&self, session: SessionId) -> Vec<EpisodeId> {
-        let lost =
-            |in_flight: &InFlight| in_flight.session == session && in_flight.reported.is_none();
-        self.in_flight.iter().filter(|(_, in_flight)| lost(in_flight)).map(|(id, _)| *id).collect()
+    fn remove(&mut self, episode: EpisodeId) -> Option<Wanted> {
+        let InFlight { actor, wanted } = self.in_flight.remove(&episode)?;
+        if let Some(held) = self.held.get_mut(&actor) {
+            held.remove(&episode);
+            if held.is_empty() {
+                self.held.remove(&actor);
+            }
+        }
+        Some(wanted)
+    }
+
+    /// Episodes in flight on an actor, in order.
+    pub(super) fn held_by(&self, actor: &ActorId) -> Vec<EpisodeId> {
+        self.held.get(actor).into_iter().flatten().copied().collect()
+    }
+
+    /// Whether an actor has anything in flight.
+    pub(super) fn holds(&self, actor: &ActorId) -> bool {
+        self.held.contains_key(actor)
     }
 
     pub(super) fn is_idle(&self) -> bool {
         self.in_flight.is_empty()
     }
 
+    /// Promise J2, on the numbers alone.
+    pub(super) fn is_balanced(&self) -> bool {
+        let cancelled: u64 = self.cancelled_by_reason.values().sum();
+        self.next.0 == self.finished + cancelled + self.in_flight.len() as u64
+    }
+
     pub(super) fn counts(&self) -> EpisodeCounts {
         EpisodeCounts {
             dispatched: self.next.0,
             finished: self.finished,
-            cancelled: self.cancelled.len() as u64,
+            cancelled: self.cancelled_by_reason.values().sum(),
             in_flight: self.in_flight.len() as u64,
             cancelled_by_reason: self.cancelled_by_reason.clone(),
         }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use ballast_proto::v1::{Drain, StepKind, coordinator_message::Message};
+use ballast_proto::v1::{Drain, RunEnded, StepKind, coordinator_message::Message, effect};
+use serde::{Deserialize, Serialize};
 
 use super::{Batch, Command, Engine, dispatch::Purpose};
 use crate::result::{Episodes, Evaluated, RunResult};
@@ -11,7 +12,7 @@ use crate::result::{Episodes, Evaluated, RunResult};
 pub const DRAIN_GRACE: Duration = Duration::from_secs(10);
 
 /// How far the end has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Ending {
     Running,
     /// The finish is planned or, without a learner, not needed; it is served.
@@ -44,12 +45,11 @@ impl Ending {
 }
 
 impl Engine {
-    pub(super) fn on_stop_requested(&mut self) {
+    pub(super) fn stop(&mut self) {
         if self.schedule.is_stopped() || !self.ending.is_running() {
             return;
         }
         self.push(Command::Inform("stopping: the step at hand, a checkpoint, then drain".into()));
-        self.note(serde_json::json!({"event": "stopped", "step": self.version.0}));
         self.paused = false;
         self.schedule.stop();
         // A partial evaluation is no result.
@@ -77,18 +77,32 @@ impl Engine {
             self.ending.finish_served();
         }
         if self.ending == Ending::FinishServed {
-            for session in self.members.drain() {
-                self.push(Command::Send { session, message: Message::Drain(Drain {}) });
+            let actors: Vec<_> = self.members.iter().map(|(actor, _)| actor.clone()).collect();
+            for actor in actors {
+                if let Some(session) = self.members.drain(&actor) {
+                    self.send(session, Message::Drain(Drain {}));
+                }
             }
             self.ending = Ending::Draining { until: now + DRAIN_GRACE };
         }
         let Ending::Draining { until } = self.ending else { return };
-        let left = self.members.is_empty() && self.batches.learner().is_none();
+        let left = self.members.is_deserted() && self.batches.learner().is_none();
         if left || now >= until {
             self.ending = Ending::Ended;
-            self.push(Command::WriteResult(Box::new(self.result(now))));
-            self.push(Command::Exit);
+            let outcome = self.outcome().to_owned();
+            self.effect(effect::Effect::Ended(RunEnded { outcome }));
+            self.leave(now);
         }
+    }
+
+    /// Writes the result and leaves.
+    pub(super) fn leave(&mut self, now: Duration) {
+        self.push(Command::WriteResult(Box::new(self.result(now))));
+        self.push(Command::Exit);
+    }
+
+    fn outcome(&self) -> &'static str {
+        if self.schedule.is_stopped() { "stopped" } else { "finished" }
     }
 
     fn result(&self, now: Duration) -> RunResult {
@@ -104,7 +118,7 @@ impl Engine {
         RunResult {
             run: self.config.run.name.clone(),
             seed: self.config.run.seed,
-            outcome: if self.schedule.is_stopped() { "stopped" } else { "finished" },
+            outcome: self.outcome(),
             steps: self.version.0,
             cold_start_step: self.schedule.cold_start_steps(),
             checkpoints: self.checkpoints.clone(),

@@ -2,9 +2,10 @@
 
 use ballast_proto::{
     PolicyVersion,
-    v1::{EvaluationResult, Mode, TaskRef, Trajectory},
+    v1::{EvaluationResult, Mode, TaskRef, TrajectorySummary},
 };
 use ballast_runtime::config::Config;
+use serde::{Deserialize, Serialize};
 
 use super::{
     dispatch::{Purpose, Wanted},
@@ -13,7 +14,7 @@ use super::{
 };
 
 /// Which evaluation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum EvaluationName {
     /// Decides whether the cold start ends.
     ColdStartCheck,
@@ -21,6 +22,8 @@ pub(super) enum EvaluationName {
     AfterColdStart,
     /// The end of the run, on the same tasks as [`EvaluationName::AfterColdStart`].
     Final,
+    /// Asked for by a person.
+    Requested,
 }
 
 impl EvaluationName {
@@ -29,6 +32,7 @@ impl EvaluationName {
             Self::ColdStartCheck => "cold_start_check",
             Self::AfterColdStart => "after_cold_start",
             Self::Final => "final",
+            Self::Requested => "requested",
         }
     }
 
@@ -36,13 +40,15 @@ impl EvaluationName {
     fn tasks(self, config: &Config) -> (&'static str, u32) {
         match self {
             Self::ColdStartCheck => ("validation", config.evaluation.check_tasks),
-            Self::AfterColdStart | Self::Final => ("test", config.evaluation.tasks),
+            Self::AfterColdStart | Self::Final | Self::Requested => {
+                ("test", config.evaluation.tasks)
+            }
         }
     }
 }
 
 /// Outcome of one task.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 enum Outcome {
     Pending,
     Scored {
@@ -56,7 +62,7 @@ enum Outcome {
 }
 
 /// An evaluation under way.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Evaluation {
     pub(super) name: EvaluationName,
     serial: u64,
@@ -99,13 +105,12 @@ impl Evaluation {
         self.serial == serial
     }
 
-    pub(super) fn record(&mut self, index: usize, trajectory: &Trajectory) {
-        let messages = statistics::messages(trajectory);
+    pub(super) fn record(&mut self, index: usize, trajectory: &TrajectorySummary) {
         let outcome = Outcome::Scored {
             success: trajectory.success == Some(true),
-            calls: statistics::calls(trajectory),
-            messages: messages.all,
-            invalid: messages.invalid,
+            calls: trajectory.calls as usize,
+            messages: trajectory.messages as usize,
+            invalid: trajectory.messages_invalid as usize,
         };
         self.settle(index, outcome);
     }

@@ -1,39 +1,68 @@
 //! What can happen to a run. Past tense: an event is a fact, the engine cannot refuse that it
-//! happened.
+//! happened. Events are the content of the journal (ADR 0007), so each carries all that the
+//! decisions it leads to depend on.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ballast_proto::{
     ActorId, EpisodeId, Generation,
-    v1::{CompleteStepRequest, Heartbeat, NextBatchRequest, SetScheduleRequest, Trajectory},
+    v1::{AdminChange, CompleteStepRequest, NextBatchRequest, TrajectorySummary},
 };
+use serde::{Deserialize, Serialize};
 
 /// One actor's stream. A reconnect is a new session, so a late message of an old stream can never
 /// be taken for one of the new.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SessionId(pub u64);
 
 /// One learner's stream of batches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StreamId(pub u64);
 
-/// One call of `CompleteStep` or `SetSchedule` that waits for its answer.
+/// One call that waits for its answer. Means nothing to the coordinator that takes over: its caller
+/// is gone, or asks again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CallId(pub u64);
 
+/// How an actor introduces itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Its name.
+    pub actor: ActorId,
+    /// Its incarnation.
+    pub generation: Generation,
+    /// Episodes it can run at once.
+    pub slots: u32,
+    /// Episodes it has from an earlier stream.
+    pub claims: Vec<EpisodeId>,
+}
+
 /// A fact from outside the engine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// A coordinator took the run over, or began it: no stream of an earlier one is open any more.
+    CoordinatorStarted {
+        /// Number of its leadership.
+        term: u64,
+    },
     /// An actor opened a session and said hello.
     ActorConnected {
         /// Its stream.
         session: SessionId,
+        /// What it said.
+        hello: Hello,
+    },
+    /// An actor's stream ended.
+    ActorDisconnected {
+        /// The stream.
+        session: SessionId,
+    },
+    /// Nothing was heard of an actor for the time of a lease.
+    LeaseExpired {
         /// Its name.
         actor: ActorId,
         /// Its incarnation.
         generation: Generation,
-        /// Episodes it can run at once.
-        slots: u32,
     },
     /// An actor can run this many more episodes.
     SlotsFreed {
@@ -42,19 +71,12 @@ pub enum Event {
         /// Credits to add.
         slots: u32,
     },
-    /// An actor is alive.
-    HeartbeatReceived {
-        /// Its stream.
-        session: SessionId,
-        /// What it said.
-        heartbeat: Heartbeat,
-    },
     /// An actor reported a well-formed trajectory (M1 was checked at the door).
     TrajectoryReported {
         /// Its stream.
         session: SessionId,
-        /// The trajectory.
-        trajectory: Arc<Trajectory>,
+        /// The trajectory, without its tokens.
+        trajectory: Arc<TrajectorySummary>,
     },
     /// An actor reported a trajectory that breaks M1.
     TrajectoryInvalid {
@@ -66,36 +88,16 @@ pub enum Event {
         fault: String,
     },
     /// An actor gave an episode back.
-    EpisodeReturned {
+    EpisodeGivenBack {
         /// Its stream.
         session: SessionId,
         /// The episode.
         episode: EpisodeId,
         /// Why, for people.
         reason: String,
+        /// Tokens it had.
+        tokens: u32,
     },
-    /// An actor's stream ended.
-    ActorDisconnected {
-        /// The stream.
-        session: SessionId,
-    },
-    /// A trajectory is durable in the journal.
-    TrajectoryDurable {
-        /// Its episode.
-        episode: EpisodeId,
-    },
-    /// A batch record is durable in the journal.
-    BatchDurable {
-        /// Its index in the sequence of batches.
-        index: u64,
-    },
-    /// The journal cannot be written; the writer keeps trying.
-    JournalBlocked {
-        /// Why, and what to do.
-        problem: String,
-    },
-    /// The journal can be written again.
-    JournalRecovered,
     /// A learner asks for batches.
     LearnerConnected {
         /// Its stream.
@@ -114,20 +116,18 @@ pub enum Event {
         call: CallId,
         /// What it reports.
         request: CompleteStepRequest,
+        /// What the actors' heartbeats come to now, by metric.
+        actors: BTreeMap<String, f64>,
     },
-    /// A person asked for a pause.
-    PauseRequested,
-    /// A person ended the pause.
-    ResumeRequested,
-    /// A person asked for other settings of the schedule.
-    ScheduleChangeRequested {
+    /// Somebody asked for a change.
+    AdminRequested {
         /// The call to answer.
         call: CallId,
-        /// What to change, and why.
-        request: SetScheduleRequest,
+        /// Who, as far as it is known.
+        who: String,
+        /// What, and why.
+        change: AdminChange,
     },
-    /// A person or a signal asked to end the run in order.
-    StopRequested,
     /// The time [`super::Engine::next_deadline`] named has come.
     DeadlineReached,
 }

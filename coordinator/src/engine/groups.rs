@@ -1,66 +1,117 @@
 //! RL groups: sibling episodes of one task, first in, first out.
 //!
-//! RL batch j consists of exactly the groups [jP, (j+1)P), P = `groups_per_batch`. Slow groups are
-//! waited for and nothing finished is left out, so the length distribution trained on is the one
-//! that was sampled. Promise G1: a batch leaves here only when all of its groups are closed.
+//! An RL batch consists of the next P groups in order, P = `groups_per_batch`. Slow groups are waited
+//! for and nothing finished is left out for being late, so the length distribution trained on is the
+//! one that was sampled. Promise G1: a batch leaves here only when all of its groups are closed.
+//!
+//! A group is *flat* when all of its siblings got the same reward: it has no advantage. With
+//! `replaced_max` = 0 flat groups are trained as they are. Otherwise up to that many of a batch are
+//! left out, counted, and the groups behind them move up. Nobody moves back, which is what S1 asks.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use ballast_proto::{
     GroupId, PolicyVersion,
-    v1::{Mode, TaskRef, Trajectory},
+    v1::{Mode, TaskRef, TrajectorySummary},
 };
-use ballast_runtime::config::Config;
+use ballast_runtime::config::{Config, Rl};
 use rand::Rng as _;
+use serde::{Deserialize, Serialize};
 
 use super::{
     batches::Group,
     dispatch::{Purpose, Wanted},
     seeds::{self, Domain},
+    statistics,
 };
 
 /// First task seed of exploration: keeps it apart from the demonstrations, which start at 0.
 const EXPLORE_SEED_FIRST: u64 = 1_000_000;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Sibling {
     Pending,
-    Finished(Arc<Trajectory>),
+    Finished(Arc<TrajectorySummary>),
     Dropped,
 }
 
-/// The open groups, in order.
-#[derive(Debug)]
+/// Siblings of one task that are not trained yet.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Open {
+    siblings: Vec<Sibling>,
+    pending: usize,
+}
+
+impl Open {
+    fn is_closed(&self) -> bool {
+        self.pending == 0
+    }
+
+    fn finished(&self) -> impl Iterator<Item = &Arc<TrajectorySummary>> {
+        self.siblings.iter().filter_map(|sibling| match sibling {
+            Sibling::Finished(trajectory) => Some(trajectory),
+            Sibling::Pending | Sibling::Dropped => None,
+        })
+    }
+
+    /// Whether it is closed and teaches nothing: all siblings got the same reward.
+    fn is_flat(&self) -> bool {
+        self.is_closed() && statistics::is_flat(self.finished())
+    }
+}
+
+/// What an RL batch is made of.
+#[derive(Debug, PartialEq)]
+pub(super) struct Taken {
+    pub(super) groups: Vec<Group>,
+    /// Closed groups left out because their siblings all got the same reward.
+    pub(super) replaced: Vec<Group>,
+}
+
+/// The groups that are not trained yet, in order.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Groups {
     group_size: usize,
-    groups_per_batch: u64,
-    open: BTreeMap<GroupId, Vec<Sibling>>,
+    groups_per_batch: usize,
+    /// Flat groups of a batch that later ones take the place of, at most.
+    replaced_max: usize,
+    open: BTreeMap<GroupId, Open>,
+    /// How many of `open` are flat.
+    flat: usize,
     next: GroupId,
+    /// RL batches taken.
+    taken: u64,
     /// Siblings given up after too many attempts, in the whole run.
     dropped: u64,
 }
 
 impl Groups {
-    pub(super) fn new(group_size: u32, groups_per_batch: u32) -> Self {
+    pub(super) fn new(rl: &Rl) -> Self {
         Self {
-            group_size: group_size as usize,
-            groups_per_batch: u64::from(groups_per_batch).max(1),
+            group_size: rl.group_size as usize,
+            groups_per_batch: (rl.groups_per_batch as usize).max(1),
+            replaced_max: rl.replaced_max as usize,
             open: BTreeMap::new(),
+            flat: 0,
             next: GroupId(0),
+            taken: 0,
             dropped: 0,
         }
     }
 
-    /// The RL batch that the group opened next belongs to.
+    /// The last RL batch that the group opened next can belong to. Of the flat groups before it at
+    /// least `min(flat, replaced_max)` will be replaced, whatever becomes of the open ones.
     pub(super) fn next_batch(&self) -> u64 {
-        self.next.0 / self.groups_per_batch
+        let ahead = self.open.len() - self.flat.min(self.replaced_max);
+        self.taken + (ahead / self.groups_per_batch) as u64
     }
 
     /// Opens the next group. Returns its episodes, to be sampled under `oldest` or newer.
     pub(super) fn open(&mut self, config: &Config, oldest: PolicyVersion) -> Vec<Wanted> {
         let group = self.next;
         self.next = group.next();
-        self.open.insert(group, vec![Sibling::Pending; self.group_size]);
+        let siblings = vec![Sibling::Pending; self.group_size];
+        self.open.insert(group, Open { siblings, pending: self.group_size });
         let task = task(config, group);
         let wanted = |index| Wanted {
             purpose: Purpose::Sibling { group, index },
@@ -74,7 +125,12 @@ impl Groups {
         (0..self.group_size).map(wanted).collect()
     }
 
-    pub(super) fn finish(&mut self, group: GroupId, index: usize, trajectory: Arc<Trajectory>) {
+    pub(super) fn finish(
+        &mut self,
+        group: GroupId,
+        index: usize,
+        trajectory: Arc<TrajectorySummary>,
+    ) {
         self.settle(group, index, Sibling::Finished(trajectory));
     }
 
@@ -85,9 +141,11 @@ impl Groups {
     }
 
     fn settle(&mut self, group: GroupId, index: usize, outcome: Sibling) {
-        let place = self.open.get_mut(&group).and_then(|siblings| siblings.get_mut(index));
-        if let Some(place @ Sibling::Pending) = place {
+        let Some(open) = self.open.get_mut(&group) else { return };
+        if let Some(place @ Sibling::Pending) = open.siblings.get_mut(index) {
             *place = outcome;
+            open.pending -= 1;
+            self.flat += usize::from(open.is_flat());
         }
     }
 
@@ -96,26 +154,37 @@ impl Groups {
         self.dropped
     }
 
-    /// Takes RL batch `index` out if all of its groups are closed. Dropped siblings are missing from
-    /// their group; a group that lost all of them is left out.
-    pub(super) fn take_batch(&mut self, index: u64) -> Option<Vec<Group>> {
-        let (first, end) = (index * self.groups_per_batch, (index + 1) * self.groups_per_batch);
-        let closed = |id: u64| {
-            let siblings = self.open.get(&GroupId(id));
-            siblings.is_some_and(|all| !all.iter().any(|one| matches!(one, Sibling::Pending)))
-        };
-        if !(first..end).all(closed) {
+    /// Takes the next RL batch out once all of its groups are closed, in order. Dropped siblings are
+    /// missing from their group; a group that lost all of them is left out.
+    pub(super) fn take_batch(&mut self) -> Option<Taken> {
+        let (mut chosen, mut replaced) = (Vec::new(), Vec::new());
+        for (id, open) in &self.open {
+            if chosen.len() == self.groups_per_batch || !open.is_closed() {
+                break;
+            }
+            let is_replaced = open.is_flat() && replaced.len() < self.replaced_max;
+            if is_replaced { &mut replaced } else { &mut chosen }.push(*id);
+        }
+        if chosen.len() < self.groups_per_batch {
             return None;
         }
-        let taken = (first..end).filter_map(|id| {
-            let siblings = self.open.remove(&GroupId(id))?;
-            let trajectories = siblings.into_iter().filter_map(|sibling| match sibling {
-                Sibling::Finished(trajectory) => Some(trajectory),
-                Sibling::Pending | Sibling::Dropped => None,
-            });
-            Some(Group { id: GroupId(id), trajectories: trajectories.collect() })
-        });
-        Some(taken.filter(|group| !group.trajectories.is_empty()).collect())
+        let groups = self.remove(&chosen);
+        let replaced = self.remove(&replaced);
+        self.taken += 1;
+        Some(Taken { groups, replaced })
+    }
+
+    fn remove(&mut self, ids: &[GroupId]) -> Vec<Group> {
+        let mut removed = Vec::with_capacity(ids.len());
+        for id in ids {
+            let Some(open) = self.open.remove(id) else { continue };
+            self.flat -= usize::from(open.is_flat());
+            let trajectories: Vec<_> = open.finished().cloned().collect();
+            if !trajectories.is_empty() {
+                removed.push(Group { id: *id, trajectories });
+            }
+        }
+        removed
     }
 }
 
@@ -139,55 +208,120 @@ fn task(config: &Config, group: GroupId) -> TaskRef {
 mod tests {
     use super::*;
 
-    fn trajectory(id: u64) -> Arc<Trajectory> {
-        Arc::new(Trajectory { episode_id: id, ..Default::default() })
+    fn scored(id: u64, reward: f32) -> Arc<TrajectorySummary> {
+        Arc::new(TrajectorySummary {
+            episode_id: id,
+            reward: Some(reward),
+            ..TrajectorySummary::default()
+        })
     }
 
-    fn groups() -> Groups {
-        let mut groups = Groups::new(2, 2);
-        for _ in 0..4 {
+    fn groups(open: u64, replaced_max: u32) -> Groups {
+        let rl = Rl { group_size: 2, groups_per_batch: 2, replaced_max, ..Rl::default() };
+        let mut groups = Groups::new(&rl);
+        for _ in 0..open {
             groups.open(&Config::default(), PolicyVersion(0));
         }
         groups
     }
 
+    /// Closes a group whose siblings got these rewards.
+    fn close(groups: &mut Groups, group: u64, rewards: [f32; 2]) {
+        for (index, reward) in rewards.into_iter().enumerate() {
+            groups.finish(GroupId(group), index, scored(group * 2 + index as u64, reward));
+        }
+    }
+
+    fn ids(groups: &[Group]) -> Vec<u64> {
+        groups.iter().map(|group| group.id.0).collect()
+    }
+
     #[test]
     fn batches_are_first_in_first_out_whatever_finishes_first() {
-        let mut groups = groups();
+        let mut groups = groups(4, 0);
         for group in [3, 2, 1] {
-            for index in 0..2 {
-                groups.finish(GroupId(group), index, trajectory(group * 2 + index as u64));
-            }
+            close(&mut groups, group, [0.0, 1.0]);
         }
-        assert!(groups.take_batch(0).is_none(), "group 0 is open");
-        groups.finish(GroupId(0), 0, trajectory(0));
-        assert!(groups.take_batch(0).is_none(), "group 0 has an open sibling");
-        groups.finish(GroupId(0), 1, trajectory(1));
-        let batch = groups.take_batch(0).expect("closed");
-        assert_eq!(batch.iter().map(|group| group.id.0).collect::<Vec<_>>(), [0, 1]);
-        assert!(groups.take_batch(1).is_some());
+        assert!(groups.take_batch().is_none(), "group 0 is open");
+        groups.finish(GroupId(0), 0, scored(0, 0.0));
+        assert!(groups.take_batch().is_none(), "group 0 has an open sibling");
+        groups.finish(GroupId(0), 1, scored(1, 1.0));
+        assert_eq!(ids(&groups.take_batch().expect("closed").groups), [0, 1]);
+        assert_eq!(ids(&groups.take_batch().expect("closed").groups), [2, 3]);
     }
 
     #[test]
     fn a_dropped_sibling_is_missing_and_an_empty_group_is_left_out() {
-        let mut groups = groups();
+        let mut groups = groups(4, 0);
         groups.drop_sibling(GroupId(0), 0);
         groups.drop_sibling(GroupId(0), 1);
-        groups.finish(GroupId(1), 0, trajectory(9));
+        groups.finish(GroupId(1), 0, scored(9, 1.0));
         groups.drop_sibling(GroupId(1), 1);
-        let batch = groups.take_batch(0).expect("closed");
-        assert_eq!(batch.len(), 1);
-        assert_eq!(batch[0].trajectories.len(), 1);
+        let taken = groups.take_batch().expect("closed");
+        assert_eq!(ids(&taken.groups), [1]);
+        assert_eq!(taken.groups[0].trajectories.len(), 1);
         assert_eq!(groups.dropped(), 3);
     }
 
     #[test]
+    fn flat_groups_are_trained_unless_they_may_be_replaced() {
+        let mut kept = groups(2, 0);
+        close(&mut kept, 0, [1.0, 1.0]);
+        close(&mut kept, 1, [0.0, 1.0]);
+        let taken = kept.take_batch().expect("closed");
+        assert_eq!((ids(&taken.groups), taken.replaced.len()), (vec![0, 1], 0));
+
+        let mut replaced = groups(2, 1);
+        assert_eq!(replaced.next_batch(), 1);
+        close(&mut replaced, 0, [1.0, 1.0]);
+        close(&mut replaced, 1, [0.0, 1.0]);
+        assert!(replaced.take_batch().is_none(), "one group short");
+        assert_eq!(replaced.next_batch(), 0, "so the next group opened is for this batch");
+        replaced.open(&Config::default(), PolicyVersion(0));
+        close(&mut replaced, 2, [0.0, 0.0]);
+        let taken = replaced.take_batch().expect("one is replaced, the second flat one is kept");
+        assert_eq!((ids(&taken.groups), ids(&taken.replaced)), (vec![1, 2], vec![0]));
+        assert_eq!(replaced.next_batch(), 1);
+    }
+
+    #[test]
     fn siblings_share_the_task_and_differ_in_their_seed() {
-        let wanted = Groups::new(3, 1).open(&Config::default(), PolicyVersion(4));
+        let rl = Rl { group_size: 3, groups_per_batch: 1, ..Rl::default() };
+        let wanted = Groups::new(&rl).open(&Config::default(), PolicyVersion(4));
         assert!(wanted.iter().all(|one| one.task == wanted[0].task));
         assert!(wanted.iter().all(|one| one.min_policy_version == Some(PolicyVersion(4))));
         assert!(wanted[0].task.seed >= EXPLORE_SEED_FIRST);
         assert_ne!(wanted[0].sampling_seed, wanted[1].sampling_seed);
         assert_ne!(wanted[1].sampling_seed, wanted[2].sampling_seed);
+    }
+
+    proptest::proptest! {
+        /// S1 rests on this: the batch a group was opened for is never earlier than the one it is in.
+        #[test]
+        fn no_group_moves_back(
+            flat in proptest::collection::vec(proptest::bool::ANY, 40),
+            order in proptest::collection::vec(0usize..6, 200),
+            replaced_max in 0u32..4,
+        ) {
+            let mut groups = groups(0, replaced_max);
+            let (mut opened_for, mut open, mut batches) = (Vec::new(), Vec::new(), 0u64);
+            for pick in order {
+                if opened_for.len() < flat.len() && groups.next_batch() <= batches + 1 {
+                    open.push(opened_for.len());
+                    opened_for.push(groups.next_batch());
+                    groups.open(&Config::default(), PolicyVersion(0));
+                } else if !open.is_empty() {
+                    let group = open.remove(pick % open.len());
+                    let rewards = if flat[group] { [1.0, 1.0] } else { [0.0, 1.0] };
+                    close(&mut groups, group as u64, rewards);
+                }
+                while let Some(taken) = groups.take_batch() {
+                    for group in taken.groups.iter().chain(&taken.replaced) {
+                        proptest::prop_assert!(opened_for[group.id.0 as usize] >= batches);
+                    }
+                    batches += 1;
+                }
+            }
+        }
     }
 }

@@ -1,20 +1,23 @@
-//! What becomes of a trajectory: journal, acknowledgement, use.
+//! What becomes of a trajectory: acknowledgement and use.
 //!
-//! Promise J1: an acknowledgement leaves here only after the trajectory is durable. Promise G1: an
-//! infrastructure failure is never a reward of 0; its episode is run anew.
+//! Promise J1: an acknowledgement is a command of the event that holds the trajectory, so it leaves
+//! the process only when both are in the journal. Promise G1: an infrastructure failure is never a
+//! reward of 0; its episode is run anew.
 
 use std::sync::Arc;
 
 use ballast_proto::{
     EpisodeId,
-    v1::{Acknowledged, Mode, StopReason, Trajectory, coordinator_message::Message},
+    v1::{
+        EpisodeCancelled, EpisodeFinished, EpisodeUnused, Mode, StopReason, TrajectorySummary,
+        effect,
+    },
 };
 
 use super::{
     Command, Engine, SessionId,
     dispatch::{Fate, Purpose, Wanted},
     ledger::Provenance,
-    statistics,
 };
 
 /// Whether a durable trajectory can be used for what it was wanted for.
@@ -30,50 +33,55 @@ impl Engine {
     pub(super) fn on_trajectory_reported(
         &mut self,
         session: SessionId,
-        trajectory: Arc<Trajectory>,
+        trajectory: Arc<TrajectorySummary>,
     ) {
+        let Some(actor) = self.members.actor(session) else { return };
         let episode = EpisodeId(trajectory.episode_id);
         match self.dispatch.fate(episode) {
-            Fate::Running(holder) if holder == session => {
-                if self.is_as_assigned(episode, &trajectory) {
-                    self.dispatch.report(episode, Arc::clone(&trajectory));
-                    self.push(Command::AppendTrajectory(trajectory));
+            Fate::Running(holder) if holder == actor => {
+                if let Some(fault) = self.fault(episode, &trajectory) {
+                    self.on_trajectory_invalid(session, episode, &fault);
                 } else {
-                    let fault = "it is not the episode that was assigned";
-                    self.on_trajectory_invalid(session, episode, fault);
+                    self.finish_episode(session, trajectory);
                 }
             }
-            // Delivered twice: the first copy is on its way to the journal, or there.
-            Fate::Reported => {}
+            // Delivered twice.
             Fate::Finished => self.acknowledge(session, episode),
             Fate::Running(_) | Fate::Cancelled | Fate::Unknown => {
                 self.push(Command::Warn(format!(
                     "the trajectory of {episode} is ignored: it is not in flight on that actor"
                 )));
+                self.discard(session, episode);
             }
         }
     }
 
+    /// A trajectory that breaks a promise: kept in the journal, listed, never used.
     pub(super) fn on_trajectory_invalid(
         &mut self,
         session: SessionId,
         episode: EpisodeId,
         fault: &str,
     ) {
+        let Some(actor) = self.members.actor(session).cloned() else { return };
         self.push(Command::Warn(format!("the trajectory of {episode} is rejected: {fault}")));
-        if self.dispatch.fate(episode) == Fate::Running(session) {
-            self.cancel(episode, "invalid");
+        self.records.quarantine(self.now, episode, &actor, fault);
+        self.discard(session, episode);
+        if self.dispatch.fate(episode) == Fate::Running(&actor) {
+            self.cancel(episode, "invalid", None);
         }
     }
 
-    pub(super) fn on_trajectory_durable(&mut self, episode: EpisodeId) {
-        let Some(in_flight) = self.dispatch.finish(episode) else { return };
-        self.acknowledge(in_flight.session, episode);
-        let Some(trajectory) = in_flight.reported else { return };
-        if in_flight.wanted.mode != Mode::Demonstrate {
-            self.meter.rollout.tokens += statistics::sampled_tokens(&trajectory);
+    fn finish_episode(&mut self, session: SessionId, trajectory: Arc<TrajectorySummary>) {
+        let episode = EpisodeId(trajectory.episode_id);
+        let Some(wanted) = self.dispatch.finish(episode) else { return };
+        self.effect(effect::Effect::Finished(EpisodeFinished { episode_id: episode.0 }));
+        self.acknowledge(session, episode);
+        self.records.finish(&trajectory);
+        if wanted.mode != Mode::Demonstrate {
+            self.meter.rollout.tokens += u64::from(trajectory.tokens_sampled);
         }
-        self.settle(in_flight.wanted, trajectory);
+        self.settle(wanted, trajectory);
     }
 
     /// Looks again at trajectories that came before their policy version was reported.
@@ -83,47 +91,66 @@ impl Engine {
         }
     }
 
-    /// Cancels an episode and queues what it was for again.
-    pub(super) fn cancel(&mut self, episode: EpisodeId, reason: &str) {
-        if let Some(wanted) = self.dispatch.cancel(episode, reason) {
-            self.want_again(wanted);
+    /// Cancels an episode and queues what it was for again. `tokens`: its length, if it is known.
+    pub(super) fn cancel(&mut self, episode: EpisodeId, reason: &str, tokens: Option<u32>) {
+        let Some(wanted) = self.dispatch.cancel(episode, reason) else { return };
+        self.effect(effect::Effect::Cancelled(EpisodeCancelled {
+            episode_id: episode.0,
+            reason: reason.into(),
+            tokens,
+        }));
+        if wanted.mode == Mode::Explore {
+            self.lengths.drop_one(reason, tokens);
         }
+        self.want_again(wanted);
     }
 
-    fn is_as_assigned(&self, episode: EpisodeId, trajectory: &Trajectory) -> bool {
-        let Some(in_flight) = self.dispatch.get(episode) else { return false };
-        let wanted = &in_flight.wanted;
+    /// What is wrong with the trajectory of an episode in flight, seen from here.
+    fn fault(&self, episode: EpisodeId, trajectory: &TrajectorySummary) -> Option<String> {
+        let wanted = &self.dispatch.get(episode)?.wanted;
         let group_id = match wanted.purpose {
             Purpose::Sibling { group, .. } => Some(group.0),
             Purpose::Demonstration { .. } | Purpose::Evaluation { .. } => None,
         };
-        trajectory.task.as_ref() == Some(&wanted.task)
+        let is_as_assigned = trajectory.task.as_ref() == Some(&wanted.task)
             && trajectory.mode() == wanted.mode
             && trajectory.group_id == group_id
-            && trajectory.sampling_seed == wanted.sampling_seed
-    }
-
-    fn acknowledge(&mut self, session: SessionId, episode: EpisodeId) {
-        if self.members.get(session).is_some() {
-            let message = Message::Acknowledged(Acknowledged { episode_id: episode.0 });
-            self.push(Command::Send { session, message });
+            && trajectory.sampling_seed == wanted.sampling_seed;
+        if !is_as_assigned {
+            return Some("it is not the episode that was assigned".into());
         }
+        let vocabulary = self.vocabulary.filter(|size| trajectory.token_id_max >= *size)?;
+        let largest = trajectory.token_id_max;
+        Some(format!("token id {largest} is outside the vocabulary of {vocabulary}"))
     }
 
-    fn settle(&mut self, wanted: Wanted, trajectory: Arc<Trajectory>) {
+    fn settle(&mut self, wanted: Wanted, trajectory: Arc<TrajectorySummary>) {
         match self.judge(&wanted, &trajectory) {
-            Use::Yes => self.deliver(wanted.purpose, trajectory),
+            Use::Yes => {
+                if wanted.mode == Mode::Explore {
+                    self.lengths.sample(trajectory.tokens);
+                }
+                self.deliver(wanted.purpose, trajectory);
+            }
             Use::Later => self.early.push((wanted, trajectory)),
             Use::No(reason) => {
                 *self.unused_by_reason.entry(reason.to_owned()).or_default() += 1;
                 let episode = EpisodeId(trajectory.episode_id);
+                self.effect(effect::Effect::Unused(EpisodeUnused {
+                    episode_id: episode.0,
+                    reason: reason.into(),
+                }));
+                if wanted.mode == Mode::Explore {
+                    self.lengths.drop_one(reason, Some(trajectory.tokens));
+                }
+                self.release([episode]);
                 self.push(Command::Warn(format!("{episode} is not used ({reason}), run anew")));
                 self.want_again(wanted);
             }
         }
     }
 
-    fn judge(&self, wanted: &Wanted, trajectory: &Trajectory) -> Use {
+    fn judge(&self, wanted: &Wanted, trajectory: &TrajectorySummary) -> Use {
         if trajectory.stop_reason() == StopReason::Infrastructure {
             return Use::No("infrastructure");
         }
@@ -137,7 +164,7 @@ impl Engine {
             Mode::Explore | Mode::Evaluate | Mode::Unspecified => {}
         }
         // Actors keep S1's side of the bargain; this makes sure.
-        let oldest = statistics::oldest_version(trajectory);
+        let oldest = trajectory.oldest_version;
         let bound = wanted.min_policy_version.map(|version| version.0);
         if oldest.is_some_and(|oldest| Some(oldest) < bound) {
             return Use::No("stale");
@@ -149,7 +176,7 @@ impl Engine {
         }
     }
 
-    fn deliver(&mut self, purpose: Purpose, trajectory: Arc<Trajectory>) {
+    fn deliver(&mut self, purpose: Purpose, trajectory: Arc<TrajectorySummary>) {
         match purpose {
             Purpose::Demonstration { index } => self.demonstrations.record(index, trajectory),
             Purpose::Sibling { group, index } => self.groups.finish(group, index, trajectory),
@@ -157,6 +184,7 @@ impl Engine {
                 if let Some(evaluation) = self.evaluation.as_mut().filter(|one| one.is(serial)) {
                     evaluation.record(index, &trajectory);
                 }
+                self.release([EpisodeId(trajectory.episode_id)]);
             }
         }
     }

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ballast_proto::{ManifestHash, PolicyVersion, v1::Trajectory};
+use ballast_proto::{ManifestHash, PolicyVersion, v1::TrajectorySummary};
+use serde::{Deserialize, Serialize};
 
 /// What the ledger knows about the weights a trajectory was sampled under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub(super) enum Provenance {
 
 /// Version to hashes. More than one hash for a version means a step was trained again after a crash
 /// and came out differently; both sets of weights were published, so both stay known.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Ledger {
     hashes: BTreeMap<PolicyVersion, BTreeSet<ManifestHash>>,
 }
@@ -38,7 +39,7 @@ impl Ledger {
     /// not arrived: after `unconfirmed.0`, up to `unconfirmed.1`.
     pub(super) fn provenance(
         &self,
-        trajectory: &Trajectory,
+        trajectory: &TrajectorySummary,
         unconfirmed: (u64, u64),
     ) -> Provenance {
         let mut provenance = Provenance::Known;
@@ -64,9 +65,9 @@ mod tests {
     use super::*;
     use ballast_proto::v1::SampledVersion;
 
-    fn sampled(version: u64, byte: u8) -> Trajectory {
+    fn sampled(version: u64, byte: u8) -> TrajectorySummary {
         let entry = SampledVersion { policy_version: version, manifest_hash: vec![byte; 32] };
-        Trajectory { sampled_versions: vec![entry], ..Default::default() }
+        TrajectorySummary { sampled_versions: vec![entry], ..Default::default() }
     }
 
     #[test]

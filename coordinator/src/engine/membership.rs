@@ -1,139 +1,155 @@
-//! Who is here: actor sessions, their generations, leases and credits.
+//! Who is here: actors, their incarnations, streams and credits.
 //!
-//! Owns: one entry per open session. Does not know: what an actor is running (that is `dispatch`).
-//! Invariant: an actor name has at most one open session, and it is of the newest generation seen.
+//! Owns: one entry per actor, for as long as its lease. Does not know: what an actor is running (that
+//! is `dispatch`), nor when its lease ends (that is the roster's, outside the engine).
+//! Invariants: an actor has at most one open session, and it is of the newest generation seen; only
+//! an actor with an open session has credits.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::{BTreeMap, BTreeSet};
 
-use ballast_proto::{ActorId, Generation, v1::Heartbeat};
+use ballast_proto::{ActorId, Generation};
+use serde::{Deserialize, Serialize};
 
 use super::event::SessionId;
 
-/// An open actor session.
-#[derive(Debug)]
+/// An actor.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Member {
-    pub(super) actor: ActorId,
     pub(super) generation: Generation,
-    /// Episodes the actor can run at once: the upper bound of its credits.
+    /// Its stream; `None` while it is away.
+    pub(super) session: Option<SessionId>,
+    /// Episodes it can run at once: the upper bound of its credits.
     slots: u32,
-    /// Assignments the actor has asked for and not received.
+    /// Assignments it has asked for and not received.
     credits: u32,
-    /// When its last message came.
-    pub(super) heard: Duration,
-    pub(super) heartbeat: Heartbeat,
     pub(super) draining: bool,
 }
 
-/// All open sessions.
-#[derive(Debug)]
+/// All actors.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Membership {
-    lease: Duration,
-    members: BTreeMap<SessionId, Member>,
-    generations: BTreeMap<ActorId, Generation>,
+    members: BTreeMap<ActorId, Member>,
+    sessions: BTreeMap<SessionId, ActorId>,
+    /// Actors with credits, those with the most last.
+    idle: BTreeSet<(u32, SessionId)>,
+}
+
+/// What an actor that was let in takes the place of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Joined {
+    /// Its earlier stream, if that is still open.
+    pub(super) replaced: Option<SessionId>,
+    /// Whether it is a newer incarnation, which has nothing of what the older one ran.
+    pub(super) is_reborn: bool,
 }
 
 impl Membership {
-    pub(super) fn new(lease: Duration) -> Self {
-        Self { lease, members: BTreeMap::new(), generations: BTreeMap::new() }
-    }
-
-    /// Lets an actor in. Returns the session it replaces.
+    /// Lets an actor in.
     ///
     /// # Errors
     /// The newest generation seen, if it is newer than the one offered.
     pub(super) fn connect(
         &mut self,
-        now: Duration,
         session: SessionId,
-        actor: ActorId,
+        actor: &ActorId,
         generation: Generation,
         slots: u32,
-    ) -> Result<Option<SessionId>, Generation> {
-        let known = self.generations.entry(actor.clone()).or_insert(generation);
-        if *known > generation {
-            return Err(*known);
+    ) -> Result<Joined, Generation> {
+        let known = self.members.get(actor).map(|member| (member.generation, member.session));
+        if let Some((newer, _)) = known.filter(|(known, _)| *known > generation) {
+            return Err(newer);
         }
-        *known = generation;
-        let replaced =
-            self.members.iter().find(|(_, member)| member.actor == actor).map(|(id, _)| *id);
-        let member = Member {
-            actor,
-            generation,
-            slots,
-            credits: 0,
-            heard: now,
-            heartbeat: Heartbeat::default(),
-            draining: false,
-        };
-        self.members.insert(session, member);
-        Ok(replaced)
+        let replaced = known.and_then(|(_, session)| session);
+        if let Some(old) = replaced {
+            self.disconnect(old);
+        }
+        let member =
+            Member { generation, session: Some(session), slots, credits: 0, draining: false };
+        self.members.insert(actor.clone(), member);
+        self.sessions.insert(session, actor.clone());
+        Ok(Joined { replaced, is_reborn: known.is_some_and(|(known, _)| known < generation) })
     }
 
-    /// Renews a lease. Returns the member, or `None` when the session is not open any more.
-    pub(super) fn hear(&mut self, now: Duration, session: SessionId) -> Option<&mut Member> {
-        let member = self.members.get_mut(&session)?;
-        member.heard = now;
-        Some(member)
+    /// A stream has ended; its actor stays, without credits. Returns the actor.
+    pub(super) fn disconnect(&mut self, session: SessionId) -> Option<ActorId> {
+        let actor = self.sessions.remove(&session)?;
+        self.set_credits(&actor, |_| 0);
+        if let Some(member) = self.members.get_mut(&actor) {
+            member.session = None;
+        }
+        Some(actor)
     }
 
-    pub(super) fn remove(&mut self, session: SessionId) -> Option<Member> {
-        self.members.remove(&session)
-    }
-
-    pub(super) fn get(&self, session: SessionId) -> Option<&Member> {
-        self.members.get(&session)
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (SessionId, &Member)> {
-        self.members.iter().map(|(session, member)| (*session, member))
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.members.is_empty()
-    }
-
-    /// Marks everybody as draining. Returns the sessions to tell.
-    pub(super) fn drain(&mut self) -> Vec<SessionId> {
-        self.members.values_mut().for_each(|member| member.draining = true);
-        self.members.keys().copied().collect()
-    }
-
-    /// Takes one credit from the member that has the most, so that work spreads evenly.
-    pub(super) fn take_credit(&mut self) -> Option<SessionId> {
-        let idle = self.members.iter_mut().filter(|(_, member)| member.credits > 0);
-        // max_by_key keeps the last of equals; the id makes the choice total.
-        let (session, member) = idle.max_by_key(|(id, member)| (member.credits, **id))?;
-        member.credits -= 1;
-        Some(*session)
-    }
-
-    /// Gives back a credit that found no work.
-    pub(super) fn restore_credit(&mut self, session: SessionId) {
-        if let Some(member) = self.members.get_mut(&session) {
-            member.credit(1);
+    /// All streams have ended.
+    pub(super) fn disconnect_all(&mut self) {
+        let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
+        for session in sessions {
+            self.disconnect(session);
         }
     }
 
-    /// A session whose lease has run out.
-    pub(super) fn expired(&self, now: Duration) -> Option<SessionId> {
-        let late = |member: &Member| now >= member.heard + self.lease;
-        self.members.iter().find(|(_, member)| late(member)).map(|(session, _)| *session)
+    /// Forgets an actor that is away.
+    pub(super) fn forget(&mut self, actor: &ActorId) {
+        if let Some(session) = self.members.get(actor).and_then(|member| member.session) {
+            self.disconnect(session);
+        }
+        self.members.remove(actor);
     }
 
-    /// When the next lease runs out, if nothing is heard.
-    pub(super) fn next_expiry(&self) -> Option<Duration> {
-        self.members.values().map(|member| member.heard + self.lease).min()
+    /// The actor behind an open stream.
+    pub(super) fn actor(&self, session: SessionId) -> Option<&ActorId> {
+        self.sessions.get(&session)
     }
 
-    /// Interval at which heartbeats are expected: four in a lease, so that three may be late.
-    pub(super) fn heartbeat_interval(&self) -> Duration {
-        self.lease / 4
+    pub(super) fn get(&self, actor: &ActorId) -> Option<&Member> {
+        self.members.get(actor)
     }
-}
 
-impl Member {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&ActorId, &Member)> {
+        self.members.iter()
+    }
+
+    /// Open streams, in order.
+    pub(super) fn sessions(&self) -> Vec<SessionId> {
+        self.sessions.keys().copied().collect()
+    }
+
+    /// Whether no stream is open.
+    pub(super) fn is_deserted(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// Marks an actor as draining: it gets nothing new. Returns its stream, if it has one.
+    pub(super) fn drain(&mut self, actor: &ActorId) -> Option<SessionId> {
+        self.set_credits(actor, |_| 0);
+        let member = self.members.get_mut(actor)?;
+        member.draining = true;
+        member.session
+    }
+
     /// Adds credits, never beyond the slots the actor said it has.
-    pub(super) fn credit(&mut self, slots: u32) {
-        self.credits = self.credits.saturating_add(slots).min(self.slots);
+    pub(super) fn credit(&mut self, session: SessionId, slots: u32) {
+        if let Some(actor) = self.sessions.get(&session).cloned() {
+            self.set_credits(&actor, |credits| credits.saturating_add(slots));
+        }
+    }
+
+    /// Takes one credit from the actor that has the most, so that work spreads evenly.
+    pub(super) fn take_credit(&mut self) -> Option<(SessionId, ActorId)> {
+        let (_, session) = *self.idle.last()?;
+        let actor = self.sessions.get(&session)?.clone();
+        self.set_credits(&actor, |credits| credits.saturating_sub(1));
+        Some((session, actor))
+    }
+
+    fn set_credits(&mut self, actor: &ActorId, change: impl FnOnce(u32) -> u32) {
+        let Some(member) = self.members.get_mut(actor) else { return };
+        let Some(session) = member.session else { return };
+        self.idle.remove(&(member.credits, session));
+        let most = if member.draining { 0 } else { member.slots };
+        member.credits = change(member.credits).min(most);
+        if member.credits > 0 {
+            self.idle.insert((member.credits, session));
+        }
     }
 }

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// Tokens and the time spent on them.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Work {
     pub(super) tokens: u64,
     pub(super) busy: Duration,
@@ -18,7 +20,7 @@ impl Work {
 }
 
 /// Both sides of the loop.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Meter {
     now: Duration,
     /// Tokens sampled in durable trajectories; time in which an episode was in flight.

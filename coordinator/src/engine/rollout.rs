@@ -1,104 +1,124 @@
-//! The actors' side: sessions, leases, admission, assignments.
+//! The actors' side: streams, claims, admission, assignments.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use ballast_proto::{
     ActorId, EpisodeId, Generation,
-    v1::{ActorWelcome, Drain, WeightSource, coordinator_message::Message},
+    v1::{
+        Acknowledged, ActorWelcome, Discard, Drain, EpisodeDispatched, WeightSource,
+        coordinator_message::Message, effect,
+    },
 };
 
-use super::{Command, Engine, SessionEnd, SessionId, admission};
+use super::{Command, Engine, SessionEnd, SessionId, admission, dispatch::Fate, event::Hello};
+
+/// Heartbeats expected in the time of a lease, so that three may be late.
+const HEARTBEATS_PER_LEASE: f64 = 4.0;
 
 impl Engine {
-    pub(super) fn on_actor_connected(
-        &mut self,
-        now: Duration,
-        session: SessionId,
-        actor: ActorId,
-        generation: Generation,
-        slots: u32,
-    ) {
-        match self.members.connect(now, session, actor.clone(), generation, slots) {
+    pub(super) fn on_actor_connected(&mut self, session: SessionId, hello: Hello) {
+        let Hello { actor, generation, slots, claims } = hello;
+        let joined = match self.members.connect(session, &actor, generation, slots) {
+            Ok(joined) => joined,
             Err(known) => {
                 let end = SessionEnd::OldGeneration { actor, offered: generation, known };
                 self.push(Command::CloseSession { session, end });
+                return;
             }
-            Ok(replaced) => {
-                if let Some(old) = replaced {
-                    self.end_session(old, "replaced", Some(SessionEnd::Replaced(actor.clone())));
-                }
-                self.push(Command::Inform(format!(
-                    "actor {actor} ({generation}) is here with {slots} slots"
-                )));
-                self.welcome(session);
-            }
+        };
+        if let Some(session) = joined.replaced {
+            self.push(Command::CloseSession { session, end: SessionEnd::Replaced(actor.clone()) });
         }
+        if joined.is_reborn {
+            self.cancel_all(&actor, "actor_lost");
+        }
+        self.push(Command::Inform(format!("actor {actor} ({generation}) is here, {slots} slots")));
+        self.welcome(session);
+        self.settle_claims(session, &actor, &claims);
     }
 
     fn welcome(&mut self, session: SessionId) {
-        let heartbeat_interval_ms = self.members.heartbeat_interval().as_millis() as u64;
-        let message = Message::Welcome(ActorWelcome { heartbeat_interval_ms, ..Default::default() });
-        self.push(Command::Send { session, message });
+        let lease_ms = self.config.coordinator.actor_lease_s * 1e3;
+        let heartbeat_interval_ms = (lease_ms / HEARTBEATS_PER_LEASE) as u64;
+        let run_id = self.run_id.clone();
+        self.send(session, Message::Welcome(ActorWelcome { heartbeat_interval_ms, run_id }));
         if let Some(learner) = self.batches.learner() {
             let address = learner.weights_address.clone();
-            let message = Message::WeightSource(WeightSource { address });
-            self.push(Command::Send { session, message });
+            self.send(session, Message::WeightSource(WeightSource { address }));
         }
         if !self.ending.is_running() {
-            self.push(Command::Send { session, message: Message::Drain(Drain {}) });
+            self.send(session, Message::Drain(Drain {}));
+        }
+    }
+
+    /// Answers what an actor brings from an earlier stream, and cancels what it should have brought:
+    /// an assignment that never reached it.
+    fn settle_claims(&mut self, session: SessionId, actor: &ActorId, claims: &[EpisodeId]) {
+        for episode in claims {
+            match self.dispatch.fate(*episode) {
+                Fate::Running(holder) if holder == actor => {}
+                Fate::Finished => self.acknowledge(session, *episode),
+                Fate::Running(_) | Fate::Cancelled | Fate::Unknown => {
+                    self.discard(session, *episode);
+                }
+            }
+        }
+        let claimed: BTreeSet<EpisodeId> = claims.iter().copied().collect();
+        for episode in self.dispatch.held_by(actor) {
+            if !claimed.contains(&episode) {
+                self.cancel(episode, "unclaimed", None);
+            }
         }
     }
 
     /// Tells every actor where the weights are now.
     pub(super) fn announce_weights(&mut self, address: &str) {
-        let sessions: Vec<SessionId> = self.members.iter().map(|(session, _)| session).collect();
-        for session in sessions {
-            let message = Message::WeightSource(WeightSource { address: address.to_owned() });
-            self.push(Command::Send { session, message });
+        for session in self.members.sessions() {
+            self.send(session, Message::WeightSource(WeightSource { address: address.to_owned() }));
         }
     }
 
+    /// The actor may come back: what it runs stays its own until its lease ends.
     pub(super) fn on_actor_disconnected(&mut self, session: SessionId) {
-        if let Some(member) = self.members.get(session) {
-            let text = format!("actor {} ({}) left", member.actor, member.generation);
-            self.push(Command::Inform(text));
-        }
-        self.end_session(session, "actor_lost", None);
-    }
-
-    /// Ends sessions that were silent for the time of a lease.
-    pub(super) fn expire_leases(&mut self, now: Duration) {
-        while let Some(session) = self.members.expired(now) {
-            let Some(member) = self.members.get(session) else { return };
-            let end = SessionEnd::LeaseExpired(member.actor.clone());
-            self.push(Command::Warn(end.to_string()));
-            self.end_session(session, "actor_lost", Some(end));
+        let Some(actor) = self.members.disconnect(session) else { return };
+        self.push(Command::Inform(format!("the stream of actor {actor} ended")));
+        if !self.dispatch.holds(&actor) {
+            self.members.forget(&actor);
         }
     }
 
-    /// Forgets a session and queues again what ran over it. `end` is what to tell the actor, if its
-    /// stream is still open.
-    fn end_session(&mut self, session: SessionId, reason: &str, end: Option<SessionEnd>) {
-        if self.members.remove(session).is_none() {
+    /// Nothing was heard of an actor for the time of a lease.
+    pub(super) fn on_lease_expired(&mut self, actor: &ActorId, generation: Generation) {
+        let Some(member) = self.members.get(actor) else { return };
+        if member.generation != generation {
             return;
         }
-        for episode in self.dispatch.running_on(session) {
-            self.cancel(episode, reason);
-        }
-        if let Some(end) = end {
+        if let Some(session) = member.session {
+            let end = SessionEnd::LeaseExpired(actor.clone());
             self.push(Command::CloseSession { session, end });
+        }
+        self.push(Command::Warn(format!("actor {actor} ({generation}) is lost")));
+        self.members.forget(actor);
+        self.cancel_all(actor, "actor_lost");
+    }
+
+    fn cancel_all(&mut self, actor: &ActorId, reason: &str) {
+        for episode in self.dispatch.held_by(actor) {
+            self.cancel(episode, reason, None);
         }
     }
 
-    pub(super) fn on_episode_returned(
+    pub(super) fn on_episode_given_back(
         &mut self,
         session: SessionId,
         episode: EpisodeId,
         reason: &str,
+        tokens: u32,
     ) {
-        if self.dispatch.fate(episode) == super::dispatch::Fate::Running(session) {
-            self.push(Command::Inform(format!("episode {episode} was given back: {reason}")));
-            self.cancel(episode, "returned");
+        let Some(actor) = self.members.actor(session) else { return };
+        if self.dispatch.fate(episode) == Fate::Running(actor) {
+            self.push(Command::Inform(format!("actor {actor} gives {episode} back: {reason}")));
+            self.cancel(episode, "returned", Some(tokens));
         }
     }
 
@@ -107,7 +127,7 @@ impl Engine {
         if !self.is_admitting() || self.schedule.is_stopped() {
             return;
         }
-        let staleness_max = self.config.rl.staleness_max;
+        let staleness_max = self.staleness_max();
         self.schedule.decide_to(admission::step_max(self.version, staleness_max));
         while let Some(step) = self.schedule.rl_step(self.groups.next_batch()) {
             if !admission::admitted(step, self.version, staleness_max) {
@@ -125,12 +145,30 @@ impl Engine {
         if !self.is_admitting() || self.schedule.is_stopped() {
             return;
         }
-        while let Some(session) = self.members.take_credit() {
-            let Some(assignment) = self.dispatch.next(session) else {
-                self.members.restore_credit(session);
-                return;
-            };
-            self.push(Command::Send { session, message: Message::Assignment(assignment) });
+        while self.dispatch.is_wanting() {
+            let Some((session, actor)) = self.members.take_credit() else { return };
+            let Some(assignment) = self.dispatch.next(&actor) else { return };
+            self.effect(effect::Effect::Dispatched(EpisodeDispatched {
+                episode_id: assignment.episode_id,
+                group_id: assignment.group_id,
+                task: assignment.task.clone(),
+                mode: assignment.mode,
+                generation: self.members.get(&actor).map_or(0, |member| member.generation.0),
+                actor_id: actor.0,
+            }));
+            self.send(session, Message::Assignment(assignment));
         }
+    }
+
+    pub(super) fn acknowledge(&mut self, session: SessionId, episode: EpisodeId) {
+        self.send(session, Message::Acknowledged(Acknowledged { episode_id: episode.0 }));
+    }
+
+    pub(super) fn discard(&mut self, session: SessionId, episode: EpisodeId) {
+        self.send(session, Message::Discard(Discard { episode_id: episode.0 }));
+    }
+
+    pub(super) fn send(&mut self, session: SessionId, message: Message) {
+        self.push(Command::Send { session, message });
     }
 }

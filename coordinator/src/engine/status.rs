@@ -5,22 +5,27 @@ use std::time::Duration;
 use ballast_proto::v1::{ActorStatus, LearnerStatus, RunState, StatusResponse};
 
 use super::{Engine, ending::Ending, schedule::Phase};
+use crate::roster::Roster;
 
 impl Engine {
-    /// The state of the run, for the admin API.
+    /// The state of the run, for the admin API. `blocked`: why the journal cannot be written.
     #[must_use]
-    pub fn status(&self, now: Duration) -> StatusResponse {
+    pub fn status(&self, now: Duration, roster: &Roster, blocked: Option<&str>) -> StatusResponse {
         let phase = self.phase();
         let (phase_step, phase_steps) = self.progress(phase);
-        let (state, problem) = self.state();
-        let actors = self.members.iter().map(|(_, member)| ActorStatus {
-            actor_id: member.actor.0.clone(),
-            generation: member.generation.0,
-            episodes_running: member.heartbeat.episodes_running,
-            policy_version: member.heartbeat.policy_version,
-            heartbeat_age_s: now.saturating_sub(member.heard).as_secs_f64(),
-            peak_rss_bytes: member.heartbeat.peak_rss_bytes,
-            draining: member.draining,
+        let (state, problem) = self.state(blocked);
+        let actors = self.members.iter().map(|(actor, member)| {
+            let (age, heartbeat) = roster.seen(now, actor).unzip();
+            let heartbeat = heartbeat.copied().unwrap_or_default();
+            ActorStatus {
+                actor_id: actor.0.clone(),
+                generation: member.generation.0,
+                episodes_running: heartbeat.episodes_running,
+                policy_version: heartbeat.policy_version,
+                heartbeat_age_s: age.unwrap_or_default().as_secs_f64(),
+                peak_rss_bytes: heartbeat.peak_rss_bytes,
+                draining: member.draining,
+            }
         });
         let learner = self.batches.learner().map(|learner| LearnerStatus {
             learner_id: learner.id.clone(),
@@ -64,13 +69,13 @@ impl Engine {
         }
     }
 
-    fn state(&self) -> (RunState, String) {
+    fn state(&self, blocked: Option<&str>) -> (RunState, String) {
         let waiting = |what: &str| (RunState::Waiting, what.to_owned());
         if self.ending == Ending::Ended {
             return (RunState::Finished, String::new());
         }
-        if let Some(problem) = &self.blocked {
-            return (RunState::Blocked, problem.clone());
+        if let Some(problem) = blocked {
+            return (RunState::Blocked, problem.to_owned());
         }
         if self.schedule.is_stopped() || !self.ending.is_running() {
             return (RunState::Stopping, String::new());
@@ -78,7 +83,7 @@ impl Engine {
         if self.paused {
             return (RunState::Paused, String::new());
         }
-        match (self.members.is_empty(), self.batches.learner().is_none()) {
+        match (self.members.is_deserted(), self.batches.learner().is_none()) {
             (true, true) => waiting("waiting for an actor and for the learner"),
             (true, false) => waiting("waiting for an actor"),
             (false, true) => waiting("waiting for the learner"),

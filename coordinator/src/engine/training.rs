@@ -3,14 +3,17 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ballast_proto::{
-    Generation, ManifestHash, PolicyVersion,
-    v1::{CompleteStepRequest, NextBatchRequest, StepKind},
+    EpisodeId, Generation, ManifestHash, PolicyVersion,
+    v1::{
+        CheckpointWritten, CompleteStepRequest, NextBatchRequest, StepFinished, StepKind, effect,
+    },
 };
 
 use super::{
     Batch, CallId, Command, Engine, SERVED_AHEAD_MAX, StreamId,
     batches::Completion,
     evaluation::{Evaluation, EvaluationName},
+    groups::Taken,
     schedule::{Action, Phase, Step},
     statistics,
 };
@@ -35,6 +38,14 @@ impl Engine {
             self.push(refuse("the run is over".into()));
             return;
         }
+        if !request.run_id.is_empty() && request.run_id != self.run_id {
+            let (theirs, ours) = (&request.run_id, &self.run_id);
+            self.push(refuse(format!(
+                "its checkpoint belongs to run {theirs}, and this is run {ours}; start it without \
+                 --resume, or from a checkpoint of this run"
+            )));
+            return;
+        }
         match self.batches.connect(stream, request) {
             Err(refusal) => {
                 self.push(Command::Warn(format!(
@@ -50,8 +61,14 @@ impl Engine {
                     request.learner_id, request.last_step, request.weights_address
                 )));
                 self.bind(request.last_step, hash);
+                self.vocabulary = (request.vocabulary > 0).then_some(request.vocabulary);
                 for batch in implied {
-                    self.finish_batch(now, &batch, BTreeMap::new(), None);
+                    let answer = CompleteStepRequest {
+                        step: batch.step,
+                        kind: batch.kind.into(),
+                        ..CompleteStepRequest::default()
+                    };
+                    self.finish_batch(now, &batch, answer, BTreeMap::new());
                 }
                 self.settle_early();
                 self.announce_weights(&request.weights_address);
@@ -71,15 +88,21 @@ impl Engine {
         now: Duration,
         call: CallId,
         request: CompleteStepRequest,
+        actors: BTreeMap<String, f64>,
     ) {
-        let answer = self.complete_step(now, request);
+        let answer = self.complete_step(now, request, actors);
         if let Err(reason) = &answer {
             self.push(Command::Warn(format!("a finished step is refused: {reason}")));
         }
         self.push(Command::AnswerStep { call, answer });
     }
 
-    fn complete_step(&mut self, now: Duration, request: CompleteStepRequest) -> Result<(), String> {
+    fn complete_step(
+        &mut self,
+        now: Duration,
+        request: CompleteStepRequest,
+        actors: BTreeMap<String, f64>,
+    ) -> Result<(), String> {
         let (step, kind) = (request.step, request.kind());
         let hash = match kind {
             StepKind::Unspecified => return Err("kind is missing".into()),
@@ -105,7 +128,7 @@ impl Engine {
                     let text = format!("step {step} was skipped: a loss or gradient not finite");
                     self.push(Command::Warn(text));
                 }
-                self.finish_batch(now, &batch, request.metrics, request.checkpoint);
+                self.finish_batch(now, &batch, request, actors);
             }
             Completion::Again => {
                 self.meter.learner_answered(self.batches.outstanding() > 0);
@@ -132,26 +155,34 @@ impl Engine {
         &mut self,
         now: Duration,
         batch: &Batch,
-        learner_metrics: BTreeMap<String, f64>,
-        checkpoint: Option<String>,
+        answer: CompleteStepRequest,
+        actors: BTreeMap<String, f64>,
     ) {
         let took = self.meter.learner_answered(self.batches.outstanding() > 0);
         match batch.kind {
             StepKind::Rl | StepKind::Sft => {
                 self.version = PolicyVersion(batch.step);
-                self.measure_step(now, batch, took, learner_metrics);
+                self.effect(effect::Effect::Step(StepFinished {
+                    step: batch.step,
+                    kind: batch.kind.into(),
+                    manifest_hash: answer.manifest_hash,
+                    skipped: answer.skipped,
+                }));
+                self.measure_step(now, batch, took, actors, answer.metrics);
             }
-            StepKind::Checkpoint => {
-                if let Some(path) = checkpoint {
-                    self.push(Command::Inform(format!(
-                        "checkpoint of step {}: {path}",
-                        batch.step
-                    )));
-                    self.checkpoints.push(CheckpointResult { step: batch.step, path });
-                }
-            }
+            StepKind::Checkpoint => self.checkpoint_written(batch.step, answer.checkpoint),
             StepKind::Finish | StepKind::Unspecified => {}
         }
+    }
+
+    fn checkpoint_written(&mut self, step: u64, path: Option<String>) {
+        let released = self.batches.take_released();
+        self.release(released);
+        let Some(path) = path else { return };
+        self.push(Command::Inform(format!("checkpoint of step {step}: {path}")));
+        let written = CheckpointWritten { step, path: path.clone() };
+        self.effect(effect::Effect::Checkpoint(written));
+        self.checkpoints.push(CheckpointResult { step, path });
     }
 
     fn measure_step(
@@ -159,9 +190,10 @@ impl Engine {
         now: Duration,
         batch: &Batch,
         took: Duration,
+        actors: BTreeMap<String, f64>,
         learner_metrics: BTreeMap<String, f64>,
     ) {
-        let tokens: usize = batch.trajectories().map(|one| one.token_ids.len()).sum();
+        let tokens: usize = batch.trajectories().map(|one| one.tokens as usize).sum();
         // The learner leaves out groups that teach nothing, so it knows better what it worked on.
         let processed = learner_metrics.get(name::TRAIN_TOKENS).copied().unwrap_or(tokens as f64);
         // A float becomes an integer by saturation: nonsense from the wire stays in bounds.
@@ -177,12 +209,9 @@ impl Engine {
         if let Some(rate) = self.meter.rollout_rate() {
             put(name::ROLLOUT_TOKENS_PER_S, rate);
         }
-        let heartbeats = self.members.iter().map(|(_, member)| &member.heartbeat);
-        for (name, value) in statistics::of_actors(heartbeats) {
-            put(name, value);
-        }
         put(name::DROPPED_SIBLINGS, self.groups.dropped() as f64);
         put(name::UNUSED, self.unused_by_reason.values().sum::<u64>() as f64);
+        values.extend(actors);
         // The learner measured its own step, so where both speak it is right.
         values.extend(learner_metrics);
         self.schedule.observe(batch.step, &values);
@@ -217,25 +246,32 @@ impl Engine {
             };
             let Some(batch) = planned else { return };
             self.schedule.advance();
+            for group in &batch.groups {
+                group.trajectories.iter().for_each(|one| self.lengths.train(one.tokens));
+            }
+            let replaced = batch.replaced.iter().flat_map(|group| &group.trajectories);
+            let replaced: Vec<_> = replaced.map(|one| EpisodeId(one.episode_id)).collect();
+            self.release(replaced);
             let batch = Arc::new(batch);
             let index = self.batches.record(Arc::clone(&batch));
-            self.push(Command::AppendBatch { index, batch });
+            self.effect(effect::Effect::Batch(batch.to_record(index)));
         }
     }
 
     fn train_batch(&mut self, step: Step) -> Option<Batch> {
-        let (groups, demonstrations) = match step.kind {
-            StepKind::Rl => (self.groups.take_batch(step.index)?, Vec::new()),
-            _ => (Vec::new(), self.demonstrations.batch(step.index)?),
+        let nothing = Taken { groups: Vec::new(), replaced: Vec::new() };
+        let (Taken { groups, replaced }, demonstrations) = match step.kind {
+            StepKind::Rl => (self.groups.take_batch()?, Vec::new()),
+            _ => (nothing, self.demonstrations.batch(step.index)?),
         };
         let Step { step, kind, learning_rate, phase, .. } = step;
-        Some(Batch { step, kind, learning_rate, phase, groups, demonstrations })
+        Some(Batch { step, kind, learning_rate, phase, groups, demonstrations, replaced })
     }
 
     pub(super) fn bare_batch(&self, step: u64, kind: StepKind) -> Batch {
-        let (groups, demonstrations) = (Vec::new(), Vec::new());
+        let (groups, replaced, demonstrations) = (Vec::new(), Vec::new(), Vec::new());
         let phase = self.schedule.phase();
-        Batch { step, kind, learning_rate: 0.0, phase, groups, demonstrations }
+        Batch { step, kind, learning_rate: 0.0, phase, groups, demonstrations, replaced }
     }
 
     /// Starts an evaluation once everything planned is finished, and concludes it once it is done.
@@ -280,10 +316,7 @@ impl Engine {
             name: Some(result.name.clone()),
             values: values.map(|(name, value)| (name.to_owned(), value)).into(),
         }));
-        self.note(serde_json::json!({
-            "event": "evaluated", "name": result.name, "step": self.version.0,
-            "episodes": result.episodes, "successes": result.successes,
-        }));
+        self.effect(effect::Effect::Evaluated(result.clone()));
         self.evaluations.push(result);
         true
     }

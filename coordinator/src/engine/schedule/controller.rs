@@ -29,6 +29,7 @@
 use std::collections::BTreeMap;
 
 use ballast_runtime::config::{Adaptive, Schedule};
+use serde::{Deserialize, Serialize};
 
 use crate::metrics::name;
 
@@ -42,7 +43,7 @@ const FALL: f64 = 0.25;
 const ROUNDING: f64 = 1e-9;
 
 /// The controller's state.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Controller {
     settings: Adaptive,
     share: f64,

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 
 use ballast_proto::v1::StepKind;
 use ballast_runtime::config::{self, PhaseKind, ScheduleKind, SchedulePhase};
+use serde::{Deserialize, Serialize};
 
 use super::{Decision, Phase, controller::Controller, phase_end::Watch};
 
 /// A step of the main part that is decided and not planned yet.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Decided {
     pub(super) kind: StepKind,
     /// Learning rate of its phase, where it has one of its own.
@@ -23,7 +24,7 @@ pub(super) struct Decided {
 }
 
 /// Place in the list of phases.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Course {
     settings: config::Schedule,
     phases: Vec<SchedulePhase>,

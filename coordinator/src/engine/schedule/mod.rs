@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use ballast_proto::v1::StepKind;
 use ballast_runtime::config::{self, Config, ScheduleKind};
+use serde::{Deserialize, Serialize};
 
 pub(super) use self::describe::Description;
 use self::{
@@ -32,7 +33,7 @@ use super::evaluation::EvaluationName;
 const WARM_UP_STEPS: u64 = 10;
 
 /// Part of the run, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// Actors record the expert.
     Demonstrations,
@@ -61,7 +62,7 @@ impl Phase {
 }
 
 /// An optimizer step to plan.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Step {
     pub(super) step: u64,
     pub(super) kind: StepKind,
@@ -72,7 +73,7 @@ pub(super) struct Step {
 }
 
 /// What comes next.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Action {
     Train(Step),
     /// Write a checkpoint named after the last planned step.
@@ -87,7 +88,7 @@ pub(super) enum Action {
 }
 
 /// Something the schedule decided, in words.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Decision {
     /// First optimizer step it holds for.
     pub(super) step: u64,
@@ -97,7 +98,7 @@ pub(super) struct Decision {
 }
 
 /// The cursor.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Schedule {
     sft: config::Sft,
     rl_learning_rate: f64,
@@ -116,6 +117,10 @@ pub(super) struct Schedule {
     decided: VecDeque<Decided>,
     /// Decisions nobody has taken note of yet.
     notes: Vec<Decision>,
+    /// Somebody wants a checkpoint of what is planned.
+    checkpoint_requested: bool,
+    /// Somebody wants an evaluation after what is planned.
+    evaluation_requested: bool,
     stopped: bool,
 }
 
@@ -141,12 +146,17 @@ impl Schedule {
             course: Course::new(settings),
             decided: VecDeque::new(),
             notes: Vec::new(),
+            checkpoint_requested: false,
+            evaluation_requested: false,
             stopped: false,
         }
     }
 
     /// What comes next; decides it if that is still open.
     pub(super) fn next(&mut self) -> Action {
+        if self.evaluation_requested {
+            return Action::Evaluate(EvaluationName::Requested);
+        }
         if self.stage == Stage::Main && self.decided.is_empty() && !self.decide() {
             self.move_on(StageEvent::StepsDone);
         }
@@ -167,7 +177,10 @@ impl Schedule {
     pub(super) fn advance(&mut self) {
         match self.next() {
             Action::Train(step) => self.advance_step(step),
-            Action::Checkpoint { step } => self.checkpointed = Some(step),
+            Action::Checkpoint { step } => {
+                self.checkpointed = Some(step);
+                self.checkpoint_requested = false;
+            }
             Action::Finish { .. } => self.move_on(StageEvent::FinishPlanned),
             Action::Evaluate(_) => {}
         }
@@ -175,6 +188,9 @@ impl Schedule {
 
     /// Moves past the evaluation at hand, given its success rate.
     pub(super) fn conclude(&mut self, success: f64) {
+        if std::mem::take(&mut self.evaluation_requested) {
+            return;
+        }
         let needed = self.settings().cold_start_success;
         if self.stage != Stage::ColdStartCheck {
             self.move_on(StageEvent::Passed);
@@ -194,6 +210,7 @@ impl Schedule {
     pub(super) fn stop(&mut self) {
         if self.stage != Stage::Finished {
             self.move_on(StageEvent::Stopped);
+            self.evaluation_requested = false;
             self.stopped = true;
         }
     }
@@ -214,11 +231,8 @@ impl Schedule {
 
     /// Takes other settings; they hold for steps that are not decided. Returns the first of these,
     /// or why it is too late.
-    pub(super) fn change(
-        &mut self,
-        settings: config::Schedule,
-        why: &str,
-    ) -> Result<u64, &'static str> {
+    pub(super) fn change(&mut self, config: &Config, why: &str) -> Result<u64, &'static str> {
+        let settings = config.schedule.clone();
         if self.stopped || matches!(self.stage, Stage::Final | Stage::Finish | Stage::Finished) {
             return Err("the last step of the run is planned; start a new run");
         }
@@ -231,9 +245,32 @@ impl Schedule {
             return Err("the cold start is over; leave out schedule.cold_start_*");
         }
         self.course.change(settings, why);
+        self.sft = config.sft.clone();
+        self.rl_learning_rate = config.rl.learning_rate;
         let next = self.last_decided() + 1;
         self.note(next, "the settings change", why.to_owned());
         Ok(next)
+    }
+
+    /// Plans a checkpoint as soon as possible. Returns the step it will be named after.
+    pub(super) fn request_checkpoint(&mut self) -> Result<u64, &'static str> {
+        if self.stopped || matches!(self.stage, Stage::Finish | Stage::Finished) {
+            return Err("the run ends with a checkpoint anyway");
+        }
+        if self.step == 0 {
+            return Err("nothing is trained yet; the initial checkpoint is all there is");
+        }
+        self.checkpoint_requested = self.checkpointed != Some(self.step);
+        Ok(self.step)
+    }
+
+    /// Plans an evaluation as soon as possible.
+    pub(super) fn request_evaluation(&mut self) -> Result<(), &'static str> {
+        if self.stopped || !matches!(self.stage, Stage::ColdStart | Stage::Main) {
+            return Err("the run is evaluated at this point anyway, or it is over");
+        }
+        self.evaluation_requested = true;
+        Ok(())
     }
 
     /// What was decided since the last call.
@@ -334,7 +371,8 @@ impl Schedule {
     fn checkpoint_due(&self) -> bool {
         let periodic = self.step > 0 && self.step.is_multiple_of(self.checkpoint_every);
         let milestone = matches!(self.stage, Stage::AfterColdStart | Stage::Final | Stage::Finish);
-        self.checkpointed != Some(self.step) && (periodic || milestone)
+        let wanted = periodic || milestone || self.checkpoint_requested;
+        self.checkpointed != Some(self.step) && wanted
     }
 
     fn cold_start_step(&self) -> Step {

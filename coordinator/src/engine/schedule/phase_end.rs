@@ -5,11 +5,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ballast_runtime::config::{PhaseEnd, SchedulePhase};
+use serde::{Deserialize, Serialize};
 
 use crate::metrics::name;
 
 /// What has been seen of a phase.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Watch {
     /// First optimizer step of the phase; `None` before it is decided.
     first: Option<u64>,

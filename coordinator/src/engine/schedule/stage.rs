@@ -1,8 +1,10 @@
 //! Where in a run the schedule is: the order of cold start, evaluations and main part, and nothing
 //! else.
 
+use serde::{Deserialize, Serialize};
+
 /// Part of the schedule the cursor is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Stage {
     ColdStart,
     ColdStartCheck,
