@@ -1,22 +1,28 @@
-//! The loop between the pure engine and the world: it feeds events in and runs commands. It decides
-//! nothing.
+//! The loop between the pure engine and the world: it feeds events in, hands their records to the
+//! journal, and runs what they led to once the records are durable (ADR 0007). It decides nothing.
 //!
-//! Who blocks when full: [`INPUTS_MAX`] blocks the streams of actors and learners and calls of
-//! people, until the loop has caught up. The loop itself never waits for a peer: a stream that is
-//! not read is closed.
+//! Who blocks when full: [`INPUTS_MAX`] blocks the streams of actors and learners and the changes
+//! people ask for, until the loop has caught up; so does a journal that is [`HELD_MAX`] records
+//! behind. Questions are answered all the while. The loop itself never waits for a peer: a stream
+//! that is not read is closed.
+//!
+//! [`HELD_MAX`]: crate::held::HELD_MAX
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use ballast_proto::{
     EpisodeId,
     v1::{
-        CoordinatorMessage, ScheduleResponse, SetScheduleResponse, StatusResponse, StepKind,
-        TrainBatch, coordinator_message::Message,
+        AdminChange, CoordinatorMessage, Heartbeat, RunCreated, StatusResponse, StepKind,
+        StopRequest, TrainBatch, Trajectory, admin_change::Change, coordinator_message::Message,
     },
 };
+use bytes::Bytes;
+use prost::Message as _;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::sleep_until,
@@ -25,17 +31,32 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 use crate::{
-    engine::{CallId, ChangeRefusal, Command, Engine, Event, SessionEnd, SessionId, StreamId},
-    journal::{BatchRecord, Record},
-    journal_writer::{Outcome, Permit, Receipt, Request, Writer},
+    engine::{
+        Batch, CallId, ChangeAnswer, ChangeRefusal, Command, Engine, Event, SERVED_AHEAD_MAX,
+        SessionEnd, SessionId, StreamId, of_actors,
+    },
+    entry,
+    held::Held,
+    journal::{
+        Position, Reader, Record,
+        writer::{Outcome, Permit, Request, Writer},
+    },
     metrics::MetricsWriter,
+    payloads::Payloads,
+    rebuild::{self, RebuildError, Rebuilt},
+    roster::Roster,
     run_directory::{RunDirectory, RunDirectoryError},
+    serving::{self, Order},
 };
 
 /// Inputs that wait for the loop.
 pub const INPUTS_MAX: usize = 1024;
+/// Questions that wait for the loop.
+pub const QUESTIONS_MAX: usize = 64;
 /// Status is published to watchers at most this often: four times a second.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
+/// Records between two snapshots: a start reads no more than about twice as many.
+const SNAPSHOT_RECORDS: u64 = 20_000;
 
 /// Way to an actor.
 #[derive(Debug)]
@@ -55,28 +76,69 @@ pub struct LearnerOutbox {
     pub admission: oneshot::Sender<Result<(), String>>,
 }
 
-/// Where the answer to a change of the schedule goes.
-pub type ChangeAnswer = oneshot::Sender<Result<SetScheduleResponse, ChangeRefusal>>;
+/// Where the answer to a change goes.
+pub type ChangeReply = oneshot::Sender<Result<ChangeAnswer, ChangeRefusal>>;
+
+/// A trajectory that came with an event.
+#[derive(Debug)]
+pub struct Payload {
+    /// Decoded.
+    pub trajectory: Arc<Trajectory>,
+    /// Encoded, as the journal keeps it.
+    pub bytes: Bytes,
+    /// Its room in the intake.
+    pub permit: Permit,
+}
 
 /// What comes into the loop: an event, with the way back where there is one.
 #[derive(Debug)]
 pub enum Input {
     /// Nothing to keep.
     Event(Event),
+    /// An actor is alive. Not worth a record.
+    Heartbeat(SessionId, Heartbeat),
     /// `ActorConnected`, and the way to the actor.
     Session(SessionId, Event, SessionOutbox),
-    /// `TrajectoryReported`, and its room in the intake.
-    Trajectory(Event, Permit),
+    /// `TrajectoryReported` or `TrajectoryInvalid`, and the trajectory.
+    Trajectory(SessionId, Event, Payload),
     /// `LearnerConnected`, and the way to the learner.
     Learner(StreamId, Event, LearnerOutbox),
     /// `StepCompleted`, and where its answer goes.
     Step(CallId, Event, oneshot::Sender<Result<(), String>>),
-    /// `ScheduleChangeRequested`, and where its answer goes.
-    Change(CallId, Event, ChangeAnswer),
-    /// Somebody asks for the status.
-    Status(oneshot::Sender<StatusResponse>),
-    /// Somebody asks for the schedule.
-    Schedule(oneshot::Sender<ScheduleResponse>),
+    /// `AdminRequested`, and where its answer goes.
+    Change(CallId, Event, ChangeReply),
+}
+
+/// What a question may look at.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// The state of the run.
+    pub engine: &'a Engine,
+    /// Where trajectories are.
+    pub payloads: &'a Payloads,
+    roster: &'a Roster,
+    now: Duration,
+    blocked: Option<&'a str>,
+}
+
+impl View<'_> {
+    /// The state of the run, for people.
+    #[must_use]
+    pub fn status(&self) -> StatusResponse {
+        self.engine.status(self.now, self.roster, self.blocked)
+    }
+}
+
+/// Something that looks at the run and changes nothing.
+pub type Question = Box<dyn FnOnce(&View<'_>) + Send>;
+
+/// The other ends of what the loop reads.
+#[derive(Debug)]
+pub struct Inboxes {
+    /// Events.
+    pub inputs: mpsc::Receiver<Input>,
+    /// Questions.
+    pub questions: mpsc::Receiver<Question>,
 }
 
 /// Why the loop ended before the run.
@@ -85,9 +147,18 @@ pub enum DriverError {
     /// The journal's thread is gone or its queue is full, which its bounds rule out.
     #[error("the journal writer does not take records any more; the run cannot go on safely")]
     Journal,
+    /// The journal cannot be trusted any more.
+    #[error("the journal failed: {0}; start again, what was acknowledged is safe")]
+    JournalFailed(String),
+    /// Somebody else writes the journal now.
+    #[error("another coordinator has taken the run over")]
+    Deposed,
     /// The services ended before the run.
-    #[error("the gRPC services ended before the run; start a new run")]
+    #[error("the gRPC services ended before the run; start again")]
     Services,
+    /// A snapshot cannot be made.
+    #[error(transparent)]
+    Snapshot(#[from] RebuildError),
     /// The result cannot be written.
     #[error(transparent)]
     Directory(#[from] RunDirectoryError),
@@ -97,9 +168,20 @@ pub enum DriverError {
 #[derive(Debug)]
 pub struct Driver {
     engine: Engine,
+    created: RunCreated,
+    roster: Roster,
+    payloads: Payloads,
+    held: Held,
+    /// Time of the run when this process began.
+    base: Duration,
     started: Instant,
-    inputs: mpsc::Receiver<Input>,
+    inboxes: Inboxes,
     writer: Writer,
+    reader: Reader,
+    /// Why the journal cannot be written at present.
+    blocked: Option<String>,
+    /// Records since the last snapshot.
+    unsnapped: u64,
     directory: RunDirectory,
     metrics: MetricsWriter,
     status: watch::Sender<StatusResponse>,
@@ -107,9 +189,7 @@ pub struct Driver {
     sessions: BTreeMap<SessionId, SessionOutbox>,
     learners: BTreeMap<StreamId, LearnerPlace>,
     calls: BTreeMap<CallId, oneshot::Sender<Result<(), String>>>,
-    changes: BTreeMap<CallId, ChangeAnswer>,
-    /// Room of the trajectory at hand, until its `AppendTrajectory` takes it along.
-    permit: Option<Permit>,
+    changes: BTreeMap<CallId, ChangeReply>,
     exit: bool,
 }
 
@@ -117,142 +197,263 @@ pub struct Driver {
 #[derive(Debug)]
 enum LearnerPlace {
     Waiting(LearnerOutbox),
-    Accepted(mpsc::Sender<Result<TrainBatch, Status>>),
+    Accepted(mpsc::Sender<Order>),
+}
+
+/// The journal, taken over by this process.
+#[derive(Debug)]
+pub struct JournalEnds {
+    /// Takes records.
+    pub writer: Writer,
+    /// Reads what was written.
+    pub reader: Reader,
+    /// Position of the next record.
+    pub next: Position,
+    /// Number of this leadership.
+    pub term: u64,
 }
 
 impl Driver {
-    /// Puts the parts together. Returns the watch of the status too.
+    /// Puts the parts together, and makes the beginning of this leadership the first event. Returns
+    /// the watch of the status too.
     ///
     /// # Errors
-    /// `metrics.jsonl` cannot be opened.
+    /// `metrics.jsonl` cannot be opened, or the journal does not take the event.
     pub fn new(
-        engine: Engine,
-        inputs: mpsc::Receiver<Input>,
-        writer: Writer,
+        rebuilt: Rebuilt,
+        inboxes: Inboxes,
+        journal: JournalEnds,
         directory: RunDirectory,
-    ) -> Result<(Self, watch::Receiver<StatusResponse>), RunDirectoryError> {
-        let (status, watcher) = watch::channel(engine.status(Duration::ZERO));
-        let metrics = directory.metrics()?;
-        let now = Instant::now();
-        let driver = Self {
+    ) -> Result<(Self, watch::Receiver<StatusResponse>), DriverError> {
+        let metrics = directory.metrics(&rebuilt.lines)?;
+        let (now, started) = (rebuilt.now(), Instant::now());
+        let Rebuilt { engine, created, locations, records, .. } = rebuilt;
+        let lease = Duration::from_secs_f64(engine.config().coordinator.actor_lease_s);
+        let mut roster = Roster::new(lease);
+        for (actor, generation) in engine.actors() {
+            roster.join(now, actor, generation, None);
+        }
+        let (status, watcher) = watch::channel(engine.status(now, &roster, None));
+        let mut driver = Self {
             engine,
-            started: now,
-            inputs,
-            writer,
+            created,
+            roster,
+            payloads: Payloads::stored(locations),
+            held: Held::new(journal.next),
+            base: now,
+            started,
+            inboxes,
+            writer: journal.writer,
+            reader: journal.reader,
+            blocked: None,
+            unsnapped: records,
             directory,
             metrics,
             status,
-            status_published: now,
+            status_published: started,
             sessions: BTreeMap::new(),
             learners: BTreeMap::new(),
             calls: BTreeMap::new(),
             changes: BTreeMap::new(),
-            permit: None,
             exit: false,
         };
+        driver.handle(Event::CoordinatorStarted { term: journal.term }, None)?;
         Ok((driver, watcher))
     }
 
-    /// Runs until the run is over. `stop` asks for an orderly end.
+    /// Runs until the run is over. `stop` asks for an orderly end; `deposed` says that another
+    /// coordinator leads.
     ///
     /// # Errors
-    /// The run cannot go on; what was acknowledged is in the journal.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), DriverError> {
+    /// The run cannot go on here; what was acknowledged is in the journal.
+    pub async fn run(
+        mut self,
+        stop: CancellationToken,
+        deposed: CancellationToken,
+    ) -> Result<(), DriverError> {
         let mut stopping = false;
         let mut status_due = false;
         while !self.exit {
-            let deadline = self.engine.next_deadline().map(|deadline| self.started + deadline);
+            let takes_input = !self.held.is_full() && self.blocked.is_none();
+            let deadline = self.next_deadline().filter(|_| takes_input);
             let publish = self.status_published + STATUS_INTERVAL;
             // Every branch is cancel-safe: receiving from a channel loses nothing, the rest waits.
             tokio::select! {
                 biased;
+                () = deposed.cancelled() => return Err(DriverError::Deposed),
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
-                    self.handle(Event::StopRequested)?;
+                    self.stop()?;
                 }
                 Some(outcome) = self.writer.outcomes.recv() => self.on_outcome(outcome)?,
-                Some(input) = self.inputs.recv() => self.on_input(input)?,
-                () = wait(deadline) => self.handle(Event::DeadlineReached)?,
+                Some(question) = self.inboxes.questions.recv() => question(&self.view()),
+                Some(input) = self.inboxes.inputs.recv(), if takes_input => self.on_input(input)?,
+                () = wait(deadline) => self.on_deadline()?,
                 () = wait(Some(publish)), if status_due => {}
             }
+            self.snapshot_if_due()?;
             status_due = !self.publish_status();
         }
-        self.status.send_replace(self.engine.status(self.started.elapsed()));
+        self.status.send_replace(self.view().status());
         self.close().await
     }
 
-    /// Ends all streams and waits for the journal's last commit, unless the disk is full.
+    /// Waits for the journal's last commit.
     async fn close(self) -> Result<(), DriverError> {
         let Writer { requests, mut outcomes, thread } = self.writer;
         drop(requests);
-        while let Some(Outcome::Durable(_) | Outcome::Recovered) = outcomes.recv().await {}
+        while let Some(Outcome::Durable { .. } | Outcome::Recovered) = outcomes.recv().await {}
         drop(outcomes);
         thread.join().map_err(|_| DriverError::Journal)
     }
 
+    fn now(&self) -> Duration {
+        entry::whole_micros(self.base + self.started.elapsed())
+    }
+
+    fn view(&self) -> View<'_> {
+        View {
+            engine: &self.engine,
+            payloads: &self.payloads,
+            roster: &self.roster,
+            now: self.now(),
+            blocked: self.blocked.as_deref(),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let next =
+            self.engine.next_deadline().into_iter().chain(self.roster.next_expiry()).min()?;
+        Some(self.started + next.saturating_sub(self.base))
+    }
+
+    fn on_deadline(&mut self) -> Result<(), DriverError> {
+        // Only here, when no message is waiting to be looked at: a coordinator that was stopped for a
+        // while must not take its own silence for the actors'.
+        for (actor, generation) in self.roster.expire(self.now()) {
+            // Many have left in order.
+            if self.engine.counts_on(&actor) {
+                self.handle(Event::LeaseExpired { actor, generation }, None)?;
+            }
+        }
+        if self.engine.next_deadline().is_some_and(|deadline| self.now() >= deadline) {
+            self.handle(Event::DeadlineReached, None)?;
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<(), DriverError> {
+        let change = Some(Change::Stop(StopRequest {}));
+        let change = AdminChange { reason: "a signal".into(), change };
+        let (call, who) = (CallId(u64::MAX), "the system".into());
+        self.handle(Event::AdminRequested { call, who, change }, None)
+    }
+
     fn on_input(&mut self, input: Input) -> Result<(), DriverError> {
+        let now = self.now();
         match input {
+            Input::Heartbeat(session, heartbeat) => {
+                self.roster.beat(now, session, heartbeat);
+                Ok(())
+            }
             Input::Event(event) => {
-                if let Event::ActorDisconnected { session } = &event {
-                    self.sessions.remove(session);
+                match &event {
+                    Event::ActorDisconnected { session } => {
+                        self.sessions.remove(session);
+                        self.roster.disconnect(*session);
+                    }
+                    Event::LearnerDisconnected { stream } => drop(self.learners.remove(stream)),
+                    Event::SlotsFreed { session, .. } | Event::EpisodeGivenBack { session, .. } => {
+                        self.roster.hear(now, *session);
+                    }
+                    _ => {}
                 }
-                if let Event::LearnerDisconnected { stream } = &event {
-                    self.learners.remove(stream);
-                }
-                self.handle(event)
+                self.handle(event, None)
             }
             Input::Session(session, event, outbox) => {
                 self.sessions.insert(session, outbox);
-                self.handle(event)
+                if let Event::ActorConnected { hello, .. } = &event {
+                    self.roster.join(now, &hello.actor, hello.generation, Some(session));
+                }
+                self.handle(event, None)
             }
-            Input::Trajectory(event, permit) => {
-                self.permit = Some(permit);
-                let handled = self.handle(event);
-                self.permit = None;
-                handled
+            Input::Trajectory(session, event, payload) => {
+                self.roster.hear(now, session);
+                self.handle(event, Some(payload))
             }
             Input::Learner(stream, event, outbox) => {
                 self.learners.insert(stream, LearnerPlace::Waiting(outbox));
-                self.handle(event)
+                self.handle(event, None)
             }
             Input::Step(call, event, answer) => {
                 self.calls.insert(call, answer);
-                self.handle(event)
+                self.handle(self.with_actors(event), None)
             }
             Input::Change(call, event, answer) => {
                 self.changes.insert(call, answer);
-                self.handle(event)
+                self.handle(event, None)
             }
-            Input::Schedule(answer) => {
-                drop(answer.send(self.engine.schedule()));
-                Ok(())
+        }
+    }
+
+    /// A finished step, with what the actors say at that time.
+    fn with_actors(&self, event: Event) -> Event {
+        match event {
+            Event::StepCompleted { call, request, .. } => {
+                let actors = of_actors(self.roster.heartbeats());
+                Event::StepCompleted { call, request, actors }
             }
-            Input::Status(answer) => {
-                // Whoever asked may have left.
-                drop(answer.send(self.engine.status(self.started.elapsed())));
-                Ok(())
-            }
+            other => other,
         }
     }
 
     fn on_outcome(&mut self, outcome: Outcome) -> Result<(), DriverError> {
         match outcome {
-            Outcome::Blocked(problem) => self.handle(Event::JournalBlocked { problem }),
-            Outcome::Recovered => self.handle(Event::JournalRecovered),
-            Outcome::Durable(receipts) => receipts.into_iter().try_for_each(|one| match one {
-                Receipt::Trajectory(episode) => self.handle(Event::TrajectoryDurable { episode }),
-                Receipt::Batch(index) => self.handle(Event::BatchDurable { index }),
-                Receipt::Note => Ok(()),
-            }),
-        }
-    }
-
-    fn handle(&mut self, event: Event) -> Result<(), DriverError> {
-        self.engine.handle(self.started.elapsed(), event);
-        while let Some(command) = self.engine.next_command() {
-            self.run_command(command)?;
+            Outcome::Durable { up_to, payloads } => {
+                for (episode, location) in payloads {
+                    self.payloads.store(episode, location);
+                }
+                for command in self.held.release(up_to) {
+                    self.run_command(command)?;
+                }
+            }
+            Outcome::Blocked(problem) => {
+                if self.blocked.is_none() {
+                    tracing::warn!("admission stops: {problem}");
+                }
+                self.blocked = Some(problem);
+            }
+            Outcome::Recovered => {
+                tracing::info!("the journal can be written again: admission goes on");
+                self.blocked = None;
+            }
+            Outcome::Fenced => return Err(DriverError::Deposed),
+            Outcome::Failed(problem) => return Err(DriverError::JournalFailed(problem)),
         }
         Ok(())
+    }
+
+    /// Lets the engine decide, and hands the record to the journal. Nothing is done yet.
+    fn handle(&mut self, event: Event, payload: Option<Payload>) -> Result<(), DriverError> {
+        let now = self.now();
+        let mut entry = entry::of_event(now, &event);
+        let is_refused = matches!(event, Event::TrajectoryInvalid { .. });
+        self.engine.handle(now, event);
+        entry.effects = self.engine.take_effects();
+        let finished = entry::finished_episode(&entry.effects);
+        let mut record = Record { head: entry.encode_to_vec().into(), payload: Bytes::new() };
+        let mut permit = None;
+        if let Some(payload) = payload.filter(|_| is_refused || finished.is_some()) {
+            if finished.is_some() {
+                self.payloads.load(payload.trajectory, payload.bytes.len());
+            }
+            (record.payload, permit) = (payload.bytes, Some(payload.permit));
+        }
+        let commands = std::iter::from_fn(|| self.engine.next_command()).collect();
+        self.held.hold(commands);
+        self.unsnapped += 1;
+        let request = Request { record, tag: finished, permit };
+        self.writer.requests.try_send(request.into()).map_err(|_| DriverError::Journal)
     }
 
     fn run_command(&mut self, command: Command) -> Result<(), DriverError> {
@@ -265,16 +466,7 @@ impl Driver {
                     drop(outbox.admission.send(Err(reason)));
                 }
             }
-            Command::ServeBatch { stream, batch } => {
-                if let Some(LearnerPlace::Accepted(batches)) = self.learners.get(&stream) {
-                    // Full is ruled out: the engine serves no more than the channel holds. Closed
-                    // is about to be reported by the stream itself.
-                    drop(batches.try_send(Ok(batch.to_wire())));
-                    if batch.kind == StepKind::Finish {
-                        self.learners.remove(&stream);
-                    }
-                }
-            }
+            Command::ServeBatch { stream, batch } => self.serve_batch(stream, batch),
             Command::AnswerStep { call, answer } => {
                 if let Some(caller) = self.calls.remove(&call) {
                     drop(caller.send(answer));
@@ -285,20 +477,7 @@ impl Driver {
                     drop(caller.send(answer));
                 }
             }
-            Command::AppendTrajectory(trajectory) => {
-                let receipt = Receipt::Trajectory(EpisodeId(trajectory.episode_id));
-                let permit = self.permit.take();
-                let record = Record::Trajectory(trajectory);
-                self.append(Request { record, receipt, permit })?;
-            }
-            Command::AppendBatch { index, batch } => {
-                let record = Record::Batch(BatchRecord::of(&batch));
-                self.append(Request { record, receipt: Receipt::Batch(index), permit: None })?;
-            }
-            Command::AppendNote(text) => {
-                let record = Record::Note(text);
-                self.append(Request { record, receipt: Receipt::Note, permit: None })?;
-            }
+            Command::Release(episodes) => self.payloads.release(&episodes),
             Command::WriteMetrics(line) => {
                 if let Err(error) = self.metrics.write(&line) {
                     tracing::warn!("a line of metrics.jsonl is lost: {error}");
@@ -310,10 +489,6 @@ impl Driver {
             Command::Exit => self.exit = true,
         }
         Ok(())
-    }
-
-    fn append(&mut self, request: Request) -> Result<(), DriverError> {
-        self.writer.requests.try_send(request).map_err(|_| DriverError::Journal)
     }
 
     fn send(&mut self, session: SessionId, message: Message) {
@@ -342,8 +517,37 @@ impl Driver {
         if let Some(LearnerPlace::Waiting(outbox)) = self.learners.remove(&stream) {
             let LearnerOutbox { batches, admission } = outbox;
             drop(admission.send(Ok(())));
-            self.learners.insert(stream, LearnerPlace::Accepted(batches));
+            let (orders, inbox) = mpsc::channel(SERVED_AHEAD_MAX as usize);
+            let run_id = self.created.run_id.clone();
+            tokio::spawn(serving::serve(run_id, self.reader.clone(), inbox, batches));
+            self.learners.insert(stream, LearnerPlace::Accepted(orders));
         }
+    }
+
+    fn serve_batch(&mut self, stream: StreamId, batch: Arc<Batch>) {
+        let Some(LearnerPlace::Accepted(orders)) = self.learners.get(&stream) else { return };
+        let source = |episode: EpisodeId| Some((episode, self.payloads.source(episode)?));
+        let sources = batch.episodes().into_iter().filter_map(source).collect();
+        let is_last = batch.kind == StepKind::Finish;
+        // Full is ruled out: the engine serves no more than the channel holds. Closed is about to be
+        // reported by the stream itself.
+        drop(orders.try_send(Order { batch, sources }));
+        if is_last {
+            self.learners.remove(&stream);
+        }
+    }
+
+    /// Writes a snapshot now and then, at a moment when every record is durable, so that the places
+    /// of all trajectories are known.
+    fn snapshot_if_due(&mut self) -> Result<(), DriverError> {
+        if self.unsnapped < SNAPSHOT_RECORDS || !self.held.is_empty() {
+            return Ok(());
+        }
+        self.unsnapped = 0;
+        let locations = self.payloads.locations();
+        let bytes = rebuild::to_snapshot(&self.engine, &self.created, locations)?;
+        let snapshot = Request::snapshot(self.held.next(), bytes);
+        self.writer.requests.try_send(snapshot).map_err(|_| DriverError::Journal)
     }
 
     /// Publishes the status unless it was published just now. Returns whether it is up to date.
@@ -351,7 +555,7 @@ impl Driver {
         if self.status_published.elapsed() < STATUS_INTERVAL {
             return false;
         }
-        self.status.send_replace(self.engine.status(self.started.elapsed()));
+        self.status.send_replace(self.view().status());
         self.status_published = Instant::now();
         true
     }

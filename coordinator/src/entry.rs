@@ -50,12 +50,13 @@ pub fn whole_micros(now: Duration) -> Duration {
     Duration::from_micros(u64::try_from(now.as_micros()).unwrap_or(u64::MAX))
 }
 
-/// Whether the trajectory that came with an event belongs into its record: it is a finished episode's,
-/// or one that was refused and may be looked at. A second copy does not.
+/// The episode an event finished: its trajectory belongs into the record. A second copy does not.
 #[must_use]
-pub fn keeps_payload(event: &Event, effects: &[Effect]) -> bool {
-    let finishes = |effect: &Effect| matches!(effect.effect, Some(effect::Effect::Finished(_)));
-    matches!(event, Event::TrajectoryInvalid { .. }) || effects.iter().any(finishes)
+pub fn finished_episode(effects: &[Effect]) -> Option<EpisodeId> {
+    effects.iter().find_map(|effect| match &effect.effect {
+        Some(effect::Effect::Finished(finished)) => Some(EpisodeId(finished.episode_id)),
+        _ => None,
+    })
 }
 
 fn to_wire(event: &Event) -> (Option<u64>, Wire) {

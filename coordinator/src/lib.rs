@@ -3,12 +3,24 @@
 //! Owns: the schedule, actor membership, dispatch, RL groups, batches, the journal, the admin API.
 //! Does not know: torch, the worlds tasks run in, how a policy samples or learns.
 //!
-//! [`engine`] decides and is pure; [`driver`] runs what it decided; [`rpc`] speaks to the outside.
+//! [`engine`] decides and is pure; [`driver`] records its events and runs what it decided; [`rpc`]
+//! speaks to the outside; [`recovery`] rebuilds the engine from the journal.
 
 #![forbid(unsafe_code)]
 
+pub mod driver;
 pub mod engine;
 pub mod entry;
+pub mod held;
+pub mod journal;
+pub mod lookup;
 pub mod metrics;
+pub mod payloads;
+pub mod process;
+pub mod rebuild;
+pub mod recovery;
 pub mod result;
 pub mod roster;
+pub mod rpc;
+pub mod run_directory;
+pub mod serving;

@@ -124,6 +124,21 @@ impl MetricsWriter {
         Ok(Self { file: File::options().create(true).append(true).open(path)? })
     }
 
+    /// Appends those of `lines` that are newer than the last one in the file; a part of a line at its
+    /// end, left by a crash, is cut off.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn complete(&mut self, path: &Path, lines: &[MetricsLine]) -> io::Result<()> {
+        let text = std::fs::read(path)?;
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        self.file.set_len(whole as u64)?;
+        let last = text[..whole].split(|byte| *byte == b'\n').rev().find(|line| !line.is_empty());
+        let last = last.and_then(|line| serde_json::from_slice::<Value>(line).ok());
+        let newest = last.and_then(|line| line["t"].as_f64()).unwrap_or(f64::NEG_INFINITY);
+        lines.iter().filter(|line| line.t > newest).try_for_each(|line| self.write(line))
+    }
+
     /// Appends a line.
     ///
     /// # Errors

@@ -6,13 +6,13 @@ use ballast_runtime::{
     config::Config,
     net::{self, BindError},
 };
-use tokio::{net::TcpListener, sync::mpsc, time::timeout};
+use tokio::{net::TcpListener, sync::mpsc, task, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    driver::{Driver, DriverError, INPUTS_MAX},
-    engine::Engine,
-    journal_writer,
+    driver::{Driver, DriverError, INPUTS_MAX, Inboxes, JournalEnds, QUESTIONS_MAX},
+    journal::{Reader, writer},
+    recovery::{self, RecoveryError},
     rpc::{self, Handle, ServeError},
     run_directory::{RunDirectory, RunDirectoryError},
 };
@@ -35,6 +35,12 @@ pub enum ProcessError {
     /// The run directory cannot be used.
     #[error(transparent)]
     Directory(#[from] RunDirectoryError),
+    /// The run cannot be begun or taken up again.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    /// The recovery did not come to its end.
+    #[error("the journal could not be read: its thread ended early")]
+    Unread,
     /// The journal's thread cannot be started.
     #[error("cannot start the journal's thread: {0}")]
     Thread(std::io::Error),
@@ -46,19 +52,20 @@ pub enum ProcessError {
     Serve(#[from] ServeError),
 }
 
-/// A coordinator that is bound and has its run directory, but serves nobody yet.
+/// A coordinator that is bound and has taken its run over, but serves nobody yet.
 #[derive(Debug)]
 pub struct Coordinator {
     listener: TcpListener,
     address: SocketAddr,
     driver: Driver,
+    reader: Reader,
     handle: Handle,
     status: tokio::sync::watch::Receiver<ballast_proto::v1::StatusResponse>,
 }
 
 impl Coordinator {
-    /// Binds the address, creates the run directory, starts the journal. Everything that can be
-    /// wrong with a start is found here.
+    /// Binds the address, opens the run directory, takes the journal over and rebuilds the run from
+    /// it, or begins a new one. Everything that can be wrong with a start is found here.
     ///
     /// # Errors
     /// See [`ProcessError`].
@@ -68,12 +75,22 @@ impl Coordinator {
             return Err(ProcessError::Insecure(listen));
         }
         let (listener, address) = net::bind(&listen).await?;
-        let (directory, journal) = RunDirectory::create(&config)?;
-        let writer = journal_writer::spawn(journal).map_err(ProcessError::Thread)?;
+        let directory = RunDirectory::open(&config)?;
+        let journal = directory.journal();
+        let recovered = task::spawn_blocking(move || recovery::recover(&config, &journal, None));
+        let recovered = recovered.await.map_err(|_| ProcessError::Unread)??;
+        directory.write_config(&recovered.run.created.config_toml)?;
+
+        let (reader, next, term) = (recovered.reader, recovered.next, recovered.term);
+        let writer = writer::spawn(recovered.journal).map_err(ProcessError::Thread)?;
         let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
-        let (driver, status) = Driver::new(Engine::new(config), inbox, writer, directory.clone())?;
+        let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
+        let inboxes = Inboxes { inputs: inbox, questions: asked };
+        let ends = JournalEnds { writer, reader: reader.clone(), next, term };
+        let (driver, status) = Driver::new(recovered.run, inboxes, ends, directory.clone())?;
         directory.write_address(address)?;
-        Ok(Self { listener, address, driver, handle: Handle::new(inputs), status })
+        let handle = Handle::new(inputs, questions);
+        Ok(Self { listener, address, driver, reader, handle, status })
     }
 
     /// The address it listens on.
@@ -88,9 +105,10 @@ impl Coordinator {
     /// The run could not go on.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ProcessError> {
         let closing = CancellationToken::new();
-        let services = rpc::serve(self.listener, self.handle, self.status, closing.clone());
+        let services =
+            rpc::serve(self.listener, self.handle, self.reader, self.status, closing.clone());
         let mut services = tokio::spawn(services);
-        let driver = self.driver.run(stop);
+        let driver = self.driver.run(stop, CancellationToken::new());
         // Neither branch is resumed after the other has ended, so nothing is lost.
         let ended = tokio::select! {
             biased;
@@ -111,9 +129,7 @@ async fn within_grace(services: impl Future + Unpin) {
 }
 
 /// The services ended before the run: always a failure.
-fn flatten(
-    ended: Result<Result<(), ServeError>, tokio::task::JoinError>,
-) -> Result<(), ProcessError> {
+fn flatten(ended: Result<Result<(), ServeError>, task::JoinError>) -> Result<(), ProcessError> {
     match ended {
         Ok(Err(error)) => Err(error.into()),
         Ok(Ok(())) | Err(_) => Err(DriverError::Services.into()),

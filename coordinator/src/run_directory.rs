@@ -8,21 +8,25 @@ use std::{
 
 use ballast_runtime::{atomic_file, config::Config, config_file};
 
-use crate::{journal::Journal, metrics::MetricsWriter, result::RunResult};
+use crate::{
+    metrics::{MetricsLine, MetricsWriter},
+    result::RunResult,
+};
+
+/// Written when the run is over.
+const RESULT: &str = "result.json";
 
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirectoryError {
-    /// The journal holds records of an earlier run.
+    /// It holds a run that is over.
     #[error(
-        "{} already holds {records} records of an earlier run; choose another name with \
-         --set run.name=NAME, or move the directory away", path.display()
+        "{} holds a run that is over; choose another name with --set run.name=NAME, or move the \
+         directory away", path.display()
     )]
-    Taken {
-        /// The journal.
+    Over {
+        /// The directory.
         path: PathBuf,
-        /// Records in it.
-        records: usize,
     },
     /// The file system refuses.
     #[error("cannot use {}: {source}", path.display())]
@@ -41,21 +45,31 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Creates the directory of a new run and writes its config. Returns it with its open journal.
+    /// The directory of the configured run, which is made if need be.
     ///
     /// # Errors
-    /// There is a run in it already, or it cannot be written.
-    pub fn create(config: &Config) -> Result<(Self, Journal), RunDirectoryError> {
+    /// There is a run in it that is over, or it cannot be written.
+    pub fn open(config: &Config) -> Result<Self, RunDirectoryError> {
         let path = config.run.directory.join(&config.run.name);
-        let journal_path = path.join("journal");
-        let journal = Journal::open(&journal_path).map_err(at(&journal_path))?;
-        if journal.records_found() > 0 {
-            let path = journal.path().to_owned();
-            return Err(RunDirectoryError::Taken { path, records: journal.records_found() });
+        fs::create_dir_all(&path).map_err(at(&path))?;
+        if path.join(RESULT).exists() {
+            return Err(RunDirectoryError::Over { path });
         }
-        let directory = Self { path };
-        directory.write("config.toml", config_file::to_toml(config).as_bytes())?;
-        Ok((directory, journal))
+        Ok(Self { path })
+    }
+
+    /// Writes the configuration of the run.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_config(&self, config_toml: &str) -> Result<(), RunDirectoryError> {
+        self.write("config.toml", config_toml.as_bytes())
+    }
+
+    /// Where the journal is unless the configuration says otherwise.
+    #[must_use]
+    pub fn journal(&self) -> PathBuf {
+        self.path.join("journal")
     }
 
     /// Where it is.
@@ -78,17 +92,20 @@ impl RunDirectory {
     /// The file cannot be written.
     pub fn write_result(&self, result: &RunResult) -> Result<(), RunDirectoryError> {
         let bytes = serde_json::to_vec_pretty(result).map_err(io::Error::other);
-        let bytes = bytes.map_err(at(&self.path.join("result.json")))?;
-        self.write("result.json", &bytes)
+        let bytes = bytes.map_err(at(&self.path.join(RESULT)))?;
+        self.write(RESULT, &bytes)
     }
 
-    /// Opens `metrics.jsonl`.
+    /// Opens `metrics.jsonl` and completes it: `replayed` are lines of events that were handled again
+    /// after a crash, and those that are missing are appended.
     ///
     /// # Errors
-    /// The file cannot be created.
-    pub fn metrics(&self) -> Result<MetricsWriter, RunDirectoryError> {
+    /// The file cannot be read or written.
+    pub fn metrics(&self, replayed: &[MetricsLine]) -> Result<MetricsWriter, RunDirectoryError> {
         let path = self.path.join("metrics.jsonl");
-        MetricsWriter::open(&path).map_err(at(&path))
+        let mut writer = MetricsWriter::open(&path).map_err(at(&path))?;
+        writer.complete(&path, replayed).map_err(at(&path))?;
+        Ok(writer)
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RunDirectoryError> {
@@ -106,18 +123,17 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> RunDirectoryError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::Record;
 
     #[test]
-    fn a_directory_with_records_is_refused_with_the_remedy() {
+    fn a_directory_of_a_run_that_is_over_is_refused_with_the_remedy() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let mut config = Config::default();
         config.run.directory = parent.path().to_owned();
-        let (directory, mut journal) = RunDirectory::create(&config).expect("new");
-        assert!(directory.path().join("config.toml").exists());
-        drop(RunDirectory::create(&config).expect("still empty"));
-        journal.append(&[Record::Note("n".into())]).expect("append");
-        let error = RunDirectory::create(&config).expect_err("taken").to_string();
+        let directory = RunDirectory::open(&config).expect("new");
+        directory.write_config("").expect("written");
+        RunDirectory::open(&config).expect("a run that is not over may go on");
+        std::fs::write(directory.path().join(RESULT), "{}").expect("written");
+        let error = RunDirectory::open(&config).expect_err("over").to_string();
         assert!(error.contains("--set run.name=NAME"), "{error}");
     }
 }

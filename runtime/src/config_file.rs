@@ -148,6 +148,45 @@ pub fn section_to_toml(config: &Config, section: &str) -> String {
     toml::to_string_pretty(&only.collect::<toml::Table>()).unwrap_or_default()
 }
 
+/// A key that has another value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The key, as in `rl.group_size`.
+    pub key: String,
+    /// Its value in the one configuration, as TOML; "absent" if it has none.
+    pub before: String,
+    /// And in the other.
+    pub after: String,
+}
+
+/// The keys in which two configurations differ, in their order.
+#[must_use]
+pub fn differences(before: &Config, after: &Config) -> Vec<Difference> {
+    let table = |config| toml::Table::try_from(config).map(toml::Value::Table);
+    let (Ok(before), Ok(after)) = (table(before), table(after)) else { return Vec::new() };
+    let mut found = Vec::new();
+    compare("", Some(&before), Some(&after), &mut found);
+    found
+}
+
+fn compare(
+    key: &str,
+    before: Option<&toml::Value>,
+    after: Option<&toml::Value>,
+    found: &mut Vec<Difference>,
+) {
+    if let (Some(toml::Value::Table(before)), Some(toml::Value::Table(after))) = (before, after) {
+        let new = after.keys().filter(|name| !before.contains_key(*name));
+        for name in before.keys().chain(new) {
+            let inner = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            compare(&inner, before.get(name), after.get(name), found);
+        }
+    } else if before != after {
+        let say = |value: Option<&toml::Value>| value.map_or("absent".into(), ToString::to_string);
+        found.push(Difference { key: key.to_owned(), before: say(before), after: say(after) });
+    }
+}
+
 /// The keys that begin with one of these, as TOML under their headings. A prefix is a key
 /// (`rl.learning_rate`) or a section (`schedule.`).
 #[must_use]

@@ -1,6 +1,7 @@
 //! What the coordinator serves: the wire on one side, inputs of the loop on the other.
 
 mod admin;
+mod flood;
 mod rollout;
 mod training;
 
@@ -23,7 +24,7 @@ use ballast_runtime::net::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -31,7 +32,10 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
-use crate::{driver::Input, journal_writer::Intake};
+use crate::{
+    driver::{Input, Question, View},
+    journal::{Reader, writer::Intake},
+};
 
 /// Why the services ended or never began.
 #[derive(Debug, thiserror::Error)]
@@ -48,20 +52,36 @@ pub enum ServeError {
 #[derive(Clone, Debug)]
 pub struct Handle {
     inputs: mpsc::Sender<Input>,
+    questions: mpsc::Sender<Question>,
     intake: Intake,
     ids: Arc<AtomicU64>,
 }
 
 impl Handle {
-    /// A handle on the loop that reads the other end of `inputs`.
+    /// A handle on the loop that reads the other ends.
     #[must_use]
-    pub fn new(inputs: mpsc::Sender<Input>) -> Self {
-        Self { inputs, intake: Intake::default(), ids: Arc::default() }
+    pub fn new(inputs: mpsc::Sender<Input>, questions: mpsc::Sender<Question>) -> Self {
+        Self { inputs, questions, intake: Intake::default(), ids: Arc::default() }
     }
 
     /// A number nobody else has: names a session, a stream or a call.
     fn id(&self) -> u64 {
         self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Asks the loop for something about the run.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&View<'_>) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let over = || Status::unavailable("the run is over");
+        let (answer, answered) = oneshot::channel();
+        let question: Question = Box::new(move |view| {
+            // Whoever asked may have left.
+            drop(answer.send(question(view)));
+        });
+        self.questions.send(question).await.map_err(|_| over())?;
+        answered.await.map_err(|_| over())
     }
 
     /// Waits until the loop takes the input.
@@ -77,6 +97,7 @@ impl Handle {
 pub async fn serve(
     listener: TcpListener,
     handle: Handle,
+    reader: Reader,
     status: watch::Receiver<StatusResponse>,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
@@ -99,7 +120,8 @@ pub async fn serve(
     let training = TrainingServer::new(training::Training::new(handle.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let admin = AdminServer::new(admin::Admin::new(handle, status));
+    let admin = AdminServer::new(admin::Admin::new(handle, reader, status))
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))

@@ -3,20 +3,24 @@
 use std::{sync::Arc, time::Duration};
 
 use ballast_proto::{
-    ActorId, EpisodeId, Generation,
+    ActorId, CLAIMS_PER_SLOT_MAX, EpisodeId, Generation,
     v1::{self, ActorHello, ActorMessage, CoordinatorMessage, actor_message::Message},
     verify_trajectory,
 };
+use bytes::Bytes;
 use prost::Message as _;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Handle;
+use super::{Handle, flood::Flood};
 use crate::{
-    driver::{Input, SessionOutbox},
-    engine::{Event, SessionId},
+    driver::{Input, Payload, SessionOutbox},
+    engine::{Event, Hello, SessionId, summarize},
 };
 
 /// Time an actor has to say hello.
@@ -28,6 +32,8 @@ const ACTOR_ID_BYTES_MAX: usize = 256;
 /// Messages that wait for an actor beside one assignment and one acknowledgement per slot: a
 /// welcome, weight sources, a drain. An actor that lets them pile up is closed.
 const CONTROL_MESSAGES_MAX: usize = 64;
+/// Characters of an actor's reason that are kept.
+const REASON_CHARS_MAX: usize = 512;
 
 #[derive(Debug)]
 pub(super) struct Rollout {
@@ -79,12 +85,8 @@ impl Session {
         };
         let closed = CancellationToken::new();
         let guard = closed.clone().drop_guard();
-        let event = Event::ActorConnected {
-            session: self.id,
-            actor: ActorId(hello.actor_id),
-            generation: Generation(hello.generation),
-            slots: hello.slots,
-        };
+        let flood = Flood::new(hello.slots);
+        let event = Event::ActorConnected { session: self.id, hello: self.hello(hello).await };
         let outbox = SessionOutbox { messages: outbox, guard };
         if self.handle.send(Input::Session(self.id, event, outbox)).await.is_err() {
             return;
@@ -93,7 +95,7 @@ impl Session {
         tokio::select! {
             biased;
             () = closed.cancelled() => {}
-            read = self.read(&mut inbound) => {
+            read = self.read(&mut inbound, flood) => {
                 if let Err(status) = read {
                     tracing::debug!("an actor's stream broke: {}", status.message());
                 }
@@ -104,9 +106,31 @@ impl Session {
         drop(self.handle.send(Input::Event(event)).await);
     }
 
-    async fn read(&self, inbound: &mut Streaming<ActorMessage>) -> Result<(), Status> {
+    /// Claims of another run are worth nothing here: the welcome says which run this is.
+    async fn hello(&self, hello: ActorHello) -> Hello {
+        let run_id = self.handle.ask(|view| view.engine.run_id().to_owned()).await;
+        let is_ours = run_id.is_ok_and(|run_id| run_id == hello.run_id);
+        let claims = if is_ours { hello.claims } else { Vec::new() };
+        Hello {
+            actor: ActorId(hello.actor_id),
+            generation: Generation(hello.generation),
+            slots: hello.slots,
+            claims: claims.into_iter().map(EpisodeId).collect(),
+        }
+    }
+
+    async fn read(
+        &self,
+        inbound: &mut Streaming<ActorMessage>,
+        mut flood: Flood,
+    ) -> Result<(), Status> {
         while let Some(message) = inbound.message().await? {
             let Some(message) = message.message else { continue };
+            if !flood.admits(Instant::now()) {
+                return Err(Status::resource_exhausted(
+                    "the actor sends more than it can have done",
+                ));
+            }
             self.take(message).await?;
         }
         Ok(())
@@ -117,11 +141,14 @@ impl Session {
         let event = match message {
             Message::Hello(_) => return Err(Status::invalid_argument("hello was said already")),
             Message::SlotsFree(free) => Event::SlotsFreed { session, slots: free.slots },
-            Message::Heartbeat(heartbeat) => Event::HeartbeatReceived { session, heartbeat },
-            Message::Returned(returned) => Event::EpisodeReturned {
+            Message::Heartbeat(heartbeat) => {
+                return self.handle.send(Input::Heartbeat(session, heartbeat)).await;
+            }
+            Message::Returned(returned) => Event::EpisodeGivenBack {
                 session,
                 episode: EpisodeId(returned.episode_id),
-                reason: returned.reason,
+                reason: returned.reason.chars().take(REASON_CHARS_MAX).collect(),
+                tokens: returned.tokens,
             },
             Message::Trajectory(trajectory) => return self.take_trajectory(trajectory).await,
         };
@@ -130,16 +157,21 @@ impl Session {
 
     async fn take_trajectory(&self, trajectory: v1::Trajectory) -> Result<(), Status> {
         let session = self.id;
-        if let Err(fault) = verify_trajectory(&trajectory) {
-            let episode = EpisodeId(trajectory.episode_id);
-            let event = Event::TrajectoryInvalid { session, episode, fault: fault.to_string() };
-            return self.handle.send(Input::Event(event)).await;
-        }
+        let event = match verify_trajectory(&trajectory) {
+            Ok(()) => {
+                Event::TrajectoryReported { session, trajectory: Arc::new(summarize(&trajectory)) }
+            }
+            Err(fault) => {
+                let episode = EpisodeId(trajectory.episode_id);
+                Event::TrajectoryInvalid { session, episode, fault: fault.to_string() }
+            }
+        };
+        let bytes = Bytes::from(trajectory.encode_to_vec());
         // Waiting here stops the reading of this stream: the journal sets the pace.
-        let permit = self.handle.intake.reserve(trajectory.encoded_len()).await;
+        let permit = self.handle.intake.reserve(bytes.len()).await;
         let permit = permit.ok_or_else(|| Status::unavailable("the run is over"))?;
-        let event = Event::TrajectoryReported { session, trajectory: Arc::new(trajectory) };
-        self.handle.send(Input::Trajectory(event, permit)).await
+        let payload = Payload { trajectory: Arc::new(trajectory), bytes, permit };
+        self.handle.send(Input::Trajectory(session, event, payload)).await
     }
 }
 
@@ -156,6 +188,11 @@ async fn receive_hello(inbound: &mut Streaming<ActorMessage>) -> Result<ActorHel
     }
     if hello.slots == 0 || hello.slots > SLOTS_MAX {
         return Err(Status::invalid_argument(format!("slots must be 1 to {SLOTS_MAX}")));
+    }
+    let claims_max = CLAIMS_PER_SLOT_MAX * hello.slots as usize;
+    if hello.claims.len() > claims_max {
+        let text = format!("{} claims; at most {claims_max} for its slots", hello.claims.len());
+        return Err(Status::invalid_argument(text));
     }
     Ok(hello)
 }

@@ -1,6 +1,7 @@
 //! `Training`: the learner's stream of batches and its answers.
 
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -56,7 +57,8 @@ impl v1::training_server::Training for Training {
         request: Request<CompleteStepRequest>,
     ) -> Result<Response<CompleteStepResponse>, Status> {
         let call = CallId(self.handle.id());
-        let event = Event::StepCompleted { call, request: request.into_inner() };
+        let event =
+            Event::StepCompleted { call, request: request.into_inner(), actors: BTreeMap::new() };
         let (answerer, answered) = oneshot::channel();
         self.handle.send(Input::Step(call, event, answerer)).await?;
         answer(answered).await?;

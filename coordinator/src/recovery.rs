@@ -1,0 +1,133 @@
+//! The start of a coordinator: it takes the journal over and has the run as it was, or begins one.
+
+use std::path::Path;
+
+use ballast_proto::v1::RunCreated;
+use ballast_runtime::{config::Config, config_file};
+use prost::Message as _;
+use rand::Rng as _;
+
+use crate::{
+    entry,
+    journal::{
+        AppendError, Journal, OpenError, Opened, Position, ReadError, Reader, Record, Term,
+        directory::Directory,
+    },
+    rebuild::{self, RebuildError, Rebuilt},
+};
+
+/// Sections of the configuration that make a run what it is. The others, addresses and threads, may
+/// differ from one start to the next.
+const LASTING: [&str; 8] =
+    ["run", "model", "tasks", "schedule", "rl", "sft", "optimizer", "evaluation"];
+
+/// Why a run cannot be begun or taken up again.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// The journal cannot be taken over.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The journal cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The journal does not take its first record.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// The journal is not one of this program.
+    #[error(transparent)]
+    Rebuild(#[from] RebuildError),
+    /// It is another run than the configured one.
+    #[error(
+        "the run in this directory was started with other settings: {}; use those, change what can \
+         be changed with `ballast set`, or choose another name with --set run.name=NAME",
+        .0.join("; ")
+    )]
+    OtherSettings(Vec<String>),
+}
+
+/// A run and its journal, in this process's hands.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The run.
+    pub run: Rebuilt,
+    /// Takes records.
+    pub journal: Journal,
+    /// Reads what was written.
+    pub reader: Reader,
+    /// Position of the next record.
+    pub next: Position,
+    /// Number of this leadership.
+    pub term: u64,
+}
+
+/// Takes the journal over under a term (`None`: the one after the last), and rebuilds its run or
+/// begins the configured one.
+///
+/// # Errors
+/// See [`RecoveryError`].
+pub fn recover(
+    config: &Config,
+    directory: &Path,
+    term: Option<Term>,
+) -> Result<Recovered, RecoveryError> {
+    let storage = Directory::open(directory)?;
+    let reader = Reader::open(storage.clone());
+    let Opened { mut journal, snapshot, records } = Journal::open(storage, term)?;
+    let rebuilt = match snapshot.as_ref().and_then(rebuild::from_snapshot) {
+        Some(mut run) => {
+            for stored in records {
+                run.replay(&stored?)?;
+            }
+            Some(run)
+        }
+        None => from_the_first(&reader)?,
+    };
+    let run = match rebuilt {
+        Some(run) => {
+            let differences = differences(config, &run.created)?;
+            if !differences.is_empty() {
+                return Err(RecoveryError::OtherSettings(differences));
+            }
+            let (step, records) = (run.engine.version().0, run.records);
+            tracing::info!("run {} goes on at step {step} ({records} records)", config.run.name);
+            run
+        }
+        None => {
+            let created = created(config);
+            let head = entry::created(created.clone()).encode_to_vec().into();
+            journal.append(&[Record { head, payload: bytes::Bytes::new() }])?;
+            rebuild::from_created(created)?
+        }
+    };
+    let (next, term) = (journal.next(), journal.term().0);
+    Ok(Recovered { run, journal, reader, next, term })
+}
+
+/// Replays a journal from its first record; `None` if there is none.
+fn from_the_first(reader: &Reader) -> Result<Option<Rebuilt>, RecoveryError> {
+    let mut run: Option<Rebuilt> = None;
+    for stored in reader.records_from(Position(0))? {
+        let stored = stored?;
+        match &mut run {
+            None => run = Some(rebuild::from_first(&stored)?),
+            Some(run) => run.replay(&stored)?,
+        }
+    }
+    Ok(run)
+}
+
+fn created(config: &Config) -> RunCreated {
+    let id: u128 = rand::rng().random();
+    let config_toml = config_file::to_toml(config);
+    RunCreated { run_id: format!("{id:032x}"), config_toml, conversations: Vec::new() }
+}
+
+/// What the configuration says otherwise than the run was created with.
+fn differences(config: &Config, created: &RunCreated) -> Result<Vec<String>, RebuildError> {
+    let before = config_file::from_toml(&created.config_toml).map_err(RebuildError::Config)?;
+    Ok(config_file::differences(&before, config)
+        .into_iter()
+        .filter(|one| LASTING.iter().any(|section| one.key.starts_with(&format!("{section}."))))
+        .map(|one| format!("{} = {} (now {})", one.key, one.before, one.after))
+        .collect())
+}
