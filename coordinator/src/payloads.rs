@@ -83,13 +83,13 @@ impl Payloads {
         if let Some((trajectory, _)) = self.loaded.get(&episode) {
             return Some(Source::Loaded(Arc::clone(trajectory)));
         }
-        self.locations.get(&episode).map(|location| Source::Stored(location.clone()))
+        self.locations.get(&episode).map(|location| Source::Stored(*location))
     }
 
     /// Places of everything durable, for a snapshot.
     #[must_use]
     pub fn locations(&self) -> Locations {
-        Locations(self.locations.iter().map(|(id, at)| (*id, at.clone())).collect())
+        Locations(self.locations.iter().map(|(id, at)| (*id, *at)).collect())
     }
 
     /// Unloads the oldest durable ones beyond the bound. What is not durable yet is bounded by the

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ballast_runtime::{atomic_file, config::Config, config_file};
+use ballast_runtime::{atomic_file, config::Config};
 
 use crate::{
     metrics::{MetricsLine, MetricsWriter},
