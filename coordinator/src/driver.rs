@@ -18,7 +18,7 @@ use ballast_proto::{
     EpisodeId,
     v1::{
         AdminChange, CoordinatorMessage, Heartbeat, RunCreated, StatusResponse, StepKind,
-        StopRequest, TrainBatch, Trajectory, admin_change::Change, coordinator_message::Message,
+        StopRequest, TrainBatch, admin_change::Change, coordinator_message::Message,
     },
 };
 use bytes::Bytes;
@@ -79,8 +79,6 @@ pub type ChangeReply = oneshot::Sender<Result<ChangeAnswer, ChangeRefusal>>;
 /// A trajectory that came with an event.
 #[derive(Debug)]
 pub struct Payload {
-    /// Decoded.
-    pub trajectory: Arc<Trajectory>,
     /// Encoded, as the journal keeps it.
     pub bytes: Bytes,
     /// Its room in the intake.
@@ -450,8 +448,8 @@ impl Driver {
         let mut record = Record { head: entry.encode_to_vec().into(), payload: Bytes::new() };
         let mut permit = None;
         if let Some(payload) = payload.filter(|_| is_refused || finished.is_some()) {
-            if finished.is_some() {
-                self.payloads.load(payload.trajectory, payload.bytes.len());
+            if let Some(episode) = finished {
+                self.payloads.load(episode, payload.bytes.clone());
             }
             (record.payload, permit) = (payload.bytes, Some(payload.permit));
         }

@@ -102,12 +102,18 @@ pub fn assemble(
     })
 }
 
-fn take(episode: EpisodeId, source: &Source, reader: &Reader) -> Result<Trajectory, AssemblyError> {
-    match source {
-        Source::Loaded(trajectory) => Ok(trajectory.as_ref().clone()),
-        Source::Stored(location) => {
-            let bytes = reader.payload(location)?;
-            Trajectory::decode(bytes).map_err(|error| AssemblyError::Decode(episode, error))
-        }
-    }
+/// One trajectory, decoded.
+///
+/// # Errors
+/// The journal cannot be read, or holds something else there.
+pub fn take(
+    episode: EpisodeId,
+    source: &Source,
+    reader: &Reader,
+) -> Result<Trajectory, AssemblyError> {
+    let bytes = match source {
+        Source::Loaded(bytes) => bytes.clone(),
+        Source::Stored(location) => reader.payload(location)?,
+    };
+    Trajectory::decode(bytes).map_err(|error| AssemblyError::Decode(episode, error))
 }
