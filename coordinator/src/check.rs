@@ -14,8 +14,8 @@ use std::{
 use ballast_proto::{
     EpisodeId,
     v1::{
-        BatchPlanned, Effect, EpisodeDispatched, JournalEntry, Mode, StepKind, Trajectory,
-        TrajectorySummary, effect, journal_entry::Event,
+        BatchPlanned, Effect, EpisodeDispatched, JournalEntry, Mode, Trajectory, TrajectorySummary,
+        effect, journal_entry::Event,
     },
     verify_trajectory,
 };
@@ -252,9 +252,6 @@ impl Check {
                 let what = format!("batch {index} has e{id}, which is {state:?}");
                 self.break_promise("J1", position, what);
             }
-        }
-        if batch.kind() == StepKind::Rl && batch.groups.is_empty() {
-            self.break_promise("G1", position, format!("RL batch {index} is empty"));
         }
     }
 

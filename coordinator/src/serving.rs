@@ -98,6 +98,8 @@ pub fn assemble(
         groups,
         demonstrations: all(&batch.demonstrations)?,
         learning_rate: batch.learning_rate,
+        sft_weight: batch.sft_weight,
+        reset_optimizer: batch.reset_optimizer,
         run_id,
     })
 }
