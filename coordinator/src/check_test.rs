@@ -1,6 +1,6 @@
 use ballast_proto::v1::{
     BatchGroup, EpisodeCancelled, EpisodeFinished, Role, SampledVersion, Span, StepFinished,
-    StopReason, TaskRef,
+    StepKind, StopReason, TaskRef,
 };
 
 use super::*;

@@ -88,7 +88,9 @@ mod tests {
     #[test]
     fn it_fills_up() {
         let mut held = Held::new(Position(0));
-        (0..HELD_MAX).for_each(|_| drop(held.hold(Vec::new())));
+        for _ in 0..HELD_MAX {
+            held.hold(Vec::new());
+        }
         assert!(held.is_full());
         held.release(Position(1));
         assert!(!held.is_full());

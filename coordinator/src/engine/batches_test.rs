@@ -9,6 +9,8 @@ fn batch(step: u64, kind: StepKind) -> Arc<Batch> {
         groups: Vec::new(),
         demonstrations: Vec::new(),
         replaced: Vec::new(),
+        sft_weight: 0.0,
+        reset_optimizer: false,
     })
 }
 

@@ -100,8 +100,8 @@ fn each_kind_plays_its_table() {
 
 #[test]
 fn the_step_of_each_rl_batch_is_where_the_plan_puts_it() {
-    use ScheduleKind::{Adaptive, Interleave, Phases, RlOnly, SftOnly, SftThenRl};
-    for kind in [Interleave, SftThenRl, SftOnly, RlOnly, Adaptive, Phases] {
+    use ScheduleKind::{Adaptive, Interleave, Joint, Phases, RlOnly, SftOnly, SftThenRl};
+    for kind in [Interleave, SftThenRl, SftOnly, RlOnly, Adaptive, Phases, Joint] {
         let mut config = config(kind, 4, 11);
         config.schedule.phases = vec![config::SchedulePhase::default()];
         config.schedule.phases[0].until.all_fail_groups = 1;
@@ -122,8 +122,8 @@ fn the_step_of_each_rl_batch_is_where_the_plan_puts_it() {
                     schedule.conclude(0.0);
                     continue;
                 }
-                Action::Train(step) if step.kind == StepKind::Rl => {
-                    planned.insert(step.index, step.step);
+                Action::Train(step) if step.kind != StepKind::Sft => {
+                    planned.insert(planned.len() as u64, step.step);
                     let failed = [("groups/all_fail".to_owned(), 1.0)];
                     schedule.observe(step.step, &failed.into());
                 }

@@ -89,7 +89,8 @@ fn check_groups(world: &World, fates: &Fates<'_>) {
     let staleness_max = world.engine.staleness_max();
     let group_size = world.engine.config().rl.group_size as usize;
     let (mut next_group, mut trained) = (0, BTreeSet::new());
-    for batch in fates.batches.iter().filter(|batch| batch.kind() == StepKind::Rl) {
+    let explores = |batch: &&&BatchPlanned| matches!(batch.kind(), StepKind::Rl | StepKind::Joint);
+    for batch in fates.batches.iter().filter(explores) {
         let mut groups: Vec<_> = batch.groups.iter().chain(&batch.replaced).collect();
         groups.sort_by_key(|group| group.group_id);
         for group in groups {

@@ -7,7 +7,7 @@ use ballast_proto::{
         admin_change::Change,
     },
 };
-use ballast_runtime::config::{Pacing, ScheduleKind};
+use ballast_runtime::config::{Pacing, ScheduleKind, SftSource};
 use proptest::prelude::*;
 
 use super::{
@@ -302,7 +302,10 @@ proptest! {
             ScheduleKind::RlOnly,
             ScheduleKind::Adaptive,
             ScheduleKind::Phases,
+            ScheduleKind::Joint,
         ][..]),
+        source in prop::sample::select(&[SftSource::Demonstrations, SftSource::Failed][..]),
+        window in 1u64..4,
     ) {
         let mut config = config();
         config.schedule.kind = kind;
@@ -312,6 +315,8 @@ proptest! {
         config.rl.staleness_max = staleness_max;
         config.rl.pacing = pacing;
         config.rl.replaced_max = replaced_max;
+        config.sft.source = source;
+        config.sft.failed.window = window;
         let mut world = World::new(config);
         for op in ops {
             apply(&mut world, op);

@@ -1,14 +1,20 @@
 //! Schedules and live changes of them, seen from the engine's outside.
 
-use ballast_proto::v1::{BatchPlanned, ScheduleDecision, StepKind, effect::Effect};
-use ballast_runtime::config::{Config, PhaseEnd, PhaseKind, ScheduleKind, SchedulePhase};
+use std::sync::Arc;
+
+use ballast_proto::v1::{
+    BatchPlanned, ScheduleDecision, StepKind, TrajectorySummary, effect::Effect,
+};
+use ballast_runtime::config::{
+    Config, PhaseEnd, PhaseKind, ScheduleKind, SchedulePhase, SftSource,
+};
 
 use super::{
     promises,
     world::{World, config},
 };
 use crate::{
-    engine::{ChangeAnswer, ChangeRefusal},
+    engine::{Batch, ChangeAnswer, ChangeRefusal},
     metrics::name,
 };
 
@@ -205,4 +211,66 @@ fn numbers(plan: &BatchPlanned) -> Vec<u64> {
     }
     numbers.extend(&plan.demonstrations);
     numbers
+}
+
+#[test]
+fn a_joint_step_has_groups_demonstrations_and_a_weight() {
+    let mut config = main_part(ScheduleKind::Joint, 4);
+    config.schedule.sft_weight = 0.25;
+    let mut world = World::new(config);
+    world.play_to_the_end();
+    promises::check(&world);
+    let joint: Vec<_> = world.served.iter().filter(|batch| batch.kind == StepKind::Joint).collect();
+    assert_eq!(joint.len(), 4);
+    for batch in joint {
+        assert_eq!(
+            (batch.groups.len(), batch.demonstrations.len(), batch.sft_weight),
+            (2, 2, 0.25)
+        );
+    }
+    assert!(world.lines.iter().any(|line| line.kind == "joint"));
+}
+
+#[test]
+fn a_phase_that_says_so_begins_with_a_new_optimizer() {
+    let mut config = main_part(ScheduleKind::Phases, 9);
+    config.schedule.phases = relift(1, 2);
+    config.schedule.phases[1].reset_optimizer = true;
+    config.schedule.repeat = true;
+    let mut world = World::new(config);
+    world.success_every = 0;
+    world.play_to_the_end();
+    let resets = |world: &World| -> String {
+        let trained = |kind| matches!(kind, StepKind::Rl | StepKind::Sft);
+        let batches = world.served.iter().filter(|batch| trained(batch.kind));
+        batches.map(|batch| if batch.reset_optimizer { '!' } else { '.' }).collect()
+    };
+    assert_eq!((kinds(&world).as_str(), resets(&world).as_str()), ("rrssrrssr", "..!...!.."));
+}
+
+#[test]
+fn sft_imitates_the_tasks_that_were_failed() {
+    let mut config = main_part(ScheduleKind::Interleave, 6);
+    config.sft.source = SftSource::Failed;
+    let mut world = World::new(config);
+    world.success_every = 0;
+    world.play_to_the_end();
+    promises::check(&world);
+    let tasks = |batch: &Batch| -> Vec<u64> {
+        let seed = |one: &Arc<TrajectorySummary>| one.task.as_ref().map_or(0, |task| task.seed);
+        batch.trajectories().map(seed).collect()
+    };
+    let mut explored = Vec::new();
+    let mut imitated = 0;
+    for batch in &world.served {
+        match batch.kind {
+            StepKind::Rl => explored.extend(tasks(batch)),
+            StepKind::Sft => {
+                assert!(tasks(batch).iter().all(|task| explored.contains(task)), "{batch:?}");
+                imitated += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(imitated, 2);
 }
