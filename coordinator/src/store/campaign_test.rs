@@ -23,7 +23,7 @@ struct Link {
     store: Embedded,
     /// Nothing passes, and nobody is told.
     cut: Arc<AtomicBool>,
-    /// Out of a hundred calls, how many lose their question or their answer.
+    /// Out of a hundred messages, how many are lost, and how many are slow.
     loss: u32,
     rng: Arc<Mutex<StdRng>>,
 }
@@ -42,7 +42,9 @@ impl Link {
     async fn pass(&self) -> Result<(), StoreError> {
         let (delay, is_lost) = {
             let mut rng = self.rng.lock().expect("never poisoned");
-            (Duration::from_millis(rng.random_range(0..30)), rng.random_range(0..100) < self.loss)
+            let slowest = if rng.random_range(0..100) < self.loss { 1900 } else { 30 };
+            let delay = Duration::from_millis(rng.random_range(0..slowest));
+            (delay, rng.random_range(0..100) < self.loss)
         };
         sleep(delay).await;
         if is_lost || self.cut.load(Ordering::Relaxed) {
