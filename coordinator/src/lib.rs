@@ -16,4 +16,5 @@ pub mod process;
 pub mod result;
 pub mod rpc;
 pub mod run_directory;
+pub mod standby;
 pub mod store;

@@ -413,3 +413,77 @@ async fn a_wrong_password_is_refused_and_a_right_one_works() {
     let refused = timeout(PATIENCE, cluster.campaign(&candidate("nobody"))).await.unwrap();
     assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
 }
+
+/// An authority, and certificates that it signed: one for etcd, one for us.
+struct Certificates {
+    ca: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
+}
+
+impl Certificates {
+    fn new() -> Self {
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        Self { ca: rcgen::CertifiedIssuer::self_signed(params, key).unwrap() }
+    }
+
+    /// PEM of a certificate and of its key.
+    fn sign(&self, name: &str) -> (String, String) {
+        let mut params = rcgen::CertificateParams::new(vec![name.into()]).unwrap();
+        params.extended_key_usages = vec![
+            rcgen::ExtendedKeyUsagePurpose::ServerAuth,
+            rcgen::ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = rcgen::KeyPair::generate().unwrap();
+        (params.signed_by(&key, &self.ca).unwrap().pem(), key.serialize_pem())
+    }
+
+    /// Starts an etcd that shows a certificate and asks for one.
+    fn serve(&self) -> Server {
+        Server::start_with("https", |folder| {
+            let write = |name: &str, pem: &str| {
+                let path = folder.path().join(name);
+                std::fs::write(&path, pem).unwrap();
+                path.to_str().unwrap().to_owned()
+            };
+            let (certificate, key) = self.sign("localhost");
+            let flags = [
+                ("cert-file", write("etcd.pem", &certificate)),
+                ("key-file", write("etcd.key", &key)),
+                ("trusted-ca-file", write("ca.pem", &self.ca.pem())),
+            ];
+            let flags = flags.map(|(flag, path)| format!("--{flag}={path}"));
+            flags.into_iter().chain(["--client-cert-auth".into()]).collect()
+        })
+    }
+}
+
+#[tokio::test]
+async fn certificates_are_asked_for_and_shown() {
+    let (ours, others) = (Certificates::new(), Certificates::new());
+    let server = ours.serve();
+    let endpoints = server.config(3).endpoints;
+    let pem = |text: String| Some(text.into_bytes());
+    let identity =
+        |(certificate, key): (String, String)| Some((certificate.into_bytes(), key.into_bytes()));
+    let good = Access { ca: pem(ours.ca.pem()), identity: identity(ours.sign("us")), user: None };
+    let store = Etcd::connect(&endpoints, &good).await.unwrap();
+    let cluster = Cluster::over(Arc::new(store), "run", TTL).unwrap();
+    let leader = timeout(PATIENCE, lead(&cluster, "first")).await.unwrap();
+    assert!(leader.is_held());
+    for (what, access) in [
+        ("no authority", Access { ca: None, ..good.clone() }),
+        ("another authority", Access { ca: pem(others.ca.pem()), ..good.clone() }),
+        ("no certificate", Access { identity: None, ..good.clone() }),
+        ("another's certificate", Access { identity: identity(others.sign("us")), ..good.clone() }),
+        ("no PEM", Access { identity: identity(("x".into(), "y".into())), ..good.clone() }),
+    ] {
+        let refused = match Etcd::connect(&endpoints, &access).await {
+            Ok(store) => store.read("/").await.unwrap_err(),
+            Err(error) => error,
+        };
+        println!("{what}: {refused}");
+        assert!(matches!(refused, StoreError::Refused { .. }), "{what}: {refused:?}");
+        assert!(refused.to_string().contains("BALLAST_ETCD_C"), "{what}: {refused}");
+    }
+}

@@ -35,8 +35,9 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 const CHECK_ACCESS: &str = "check BALLAST_ETCD_USER, BALLAST_ETCD_PASSWORD, and that this user may \
                             read and write under coordinator.store.prefix";
 const CHECK_ENDPOINTS: &str = "check coordinator.store.endpoints";
-const CHECK_TLS: &str =
-    "set BALLAST_ETCD_CA to the certificate of the authority that signed etcd's";
+const CHECK_TLS: &str = "check BALLAST_ETCD_CA, the authority that signed etcd's certificate, and, \
+                         where etcd asks for one of ours, BALLAST_ETCD_CERTIFICATE and \
+                         BALLAST_ETCD_KEY";
 
 /// A connection to etcd, or to the members of an etcd cluster.
 #[derive(Clone)]
@@ -120,8 +121,10 @@ fn judge(endpoints: String, error: &Error) -> StoreError {
         cause: root_cause(error),
         remedy,
     };
-    let unreachable =
-        || StoreError::Unreachable { endpoints: endpoints.clone(), cause: root_cause(error) };
+    let unreachable = || match root_cause(error) {
+        cause if is_about_tls(&cause) => refused(CHECK_TLS),
+        cause => StoreError::Unreachable { endpoints: endpoints.clone(), cause },
+    };
     match error {
         // The client says this of a lease only.
         Error::LeaseKeepAliveError(_) => StoreError::LeaseGone,
@@ -141,10 +144,20 @@ fn judge(endpoints: String, error: &Error) -> StoreError {
     }
 }
 
+/// Only the text tells: an alert of the other side, or what this side thinks of a certificate.
+fn is_about_tls(cause: &str) -> bool {
+    let cause = cause.to_lowercase();
+    cause.contains("certificate") || cause.contains("tls")
+}
+
 /// The end of the chain says what happened ("connection refused"); what is before says where.
 fn root_cause(error: &Error) -> String {
-    let Error::GRpcStatus(status) = error else { return error.to_string() };
-    let Some(mut cause) = status.source() else { return status.message().to_owned() };
+    let (own, source) = match error {
+        Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
+        Error::TransportError(error) => (error.to_string(), error.source()),
+        _ => (error.to_string(), None),
+    };
+    let Some(mut cause) = source else { return own };
     while let Some(source) = cause.source() {
         cause = source;
     }
