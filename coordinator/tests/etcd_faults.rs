@@ -8,6 +8,7 @@
 mod etcd_support;
 
 use std::{
+    collections::BTreeSet,
     env,
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},
@@ -17,8 +18,10 @@ use std::{
 };
 
 use ballast_coordinator::store::{
-    Access, Candidate, Change, Cluster, Etcd, Put, Store, StoreError, Term, View, Watch,
+    Access, Candidate, Change, Cluster, Etcd, Member, MemberChange, MemberWatch, Put, Store,
+    StoreError, Term, View, Watch,
 };
+use ballast_proto::Generation;
 use etcd_support::Server;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::{runtime::Runtime, time::timeout};
@@ -400,6 +403,59 @@ fn a_leader_that_was_stopped_beyond_its_lease_writes_nothing_when_it_goes_on() {
         went_on |= what == "failed";
     }
     assert!(child.wait().unwrap().success());
+}
+
+/// Through an outage longer than its lease a member stays what it is; one that dies is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_registered_again_after_an_outage_and_gone_after_its_death() {
+    let mut server = Server::start();
+    let member = |id: &str| Member {
+        role: "learner".into(),
+        id: id.into(),
+        generation: Generation(1),
+        address: format!("{id}:1"),
+    };
+    let (doomed, config) = (Runtime::new().unwrap(), server.config(LEASE_S));
+    let cluster = Cluster::open(&config, "run", Term(0)).await.unwrap();
+    let mut watch = cluster.watch_members();
+    let stays = cluster.register(member("stays")).await.unwrap();
+    let dies = doomed.spawn(async move {
+        let cluster = Cluster::open(&config, "run", Term(0)).await.unwrap();
+        let _registration = cluster.register(member("dies")).await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let mut there = BTreeSet::new();
+    let both = BTreeSet::from(["dies".to_owned(), "stays".to_owned()]);
+    timeout(PATIENCE, until(&mut watch, &mut there, &both)).await.unwrap();
+    server.freeze();
+    tokio::time::sleep(2 * TTL).await;
+    server.thaw();
+    server.kill();
+    tokio::time::sleep(2 * TTL).await;
+    dies.abort();
+    doomed.shutdown_background();
+    // etcd gives every lease its full time after a restart.
+    server.restart();
+    timeout(PATIENCE, until(&mut watch, &mut there, &BTreeSet::from(["stays".into()])))
+        .await
+        .unwrap();
+    assert!(!stays.lost().is_cancelled());
+    // It is registered, or is about to be.
+    while cluster.members().await.unwrap().len() != 1 {
+        tokio::time::sleep(ACT_EVERY).await;
+    }
+}
+
+/// Follows the members until those are there.
+async fn until(watch: &mut MemberWatch, there: &mut BTreeSet<String>, wanted: &BTreeSet<String>) {
+    while there != wanted {
+        for change in watch.next().await.unwrap().unwrap() {
+            match change {
+                MemberChange::Registered(member) => there.insert(member.id),
+                MemberChange::Left { id, .. } => there.remove(&id),
+            };
+        }
+    }
 }
 
 /// What a follower of a watch has.
