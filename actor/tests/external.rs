@@ -11,7 +11,7 @@ use std::{fs, path::Path, time::Duration};
 use ballast_actor::{
     assignment::{Assignment, Limits},
     decoder::{Decoder, DecoderFactory, Sampled, Sampling},
-    engine::{Engine, Outcome},
+    engine::{Engine, Outcome, RunIndex},
     external::ExternalDecoderFactory,
     torch_decoder::TorchDecoderFactory,
     weights::StagedPolicy,

@@ -4,7 +4,10 @@
 //! Invariants: an address is tried once in a round, and every round but the first begins with a pause,
 //! so nothing that a peer answers makes this process hurry; names are resolved at every try.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tonic::{Status, transport::Channel};
 
@@ -123,7 +126,7 @@ impl Search {
         Ok(Self {
             what,
             candidates: Candidates::parse(candidates)?,
-            backoff: Backoff::new(RETRY_INITIAL, RETRY_MAX, u64::from(std::process::id())),
+            backoff: Backoff::new(RETRY_INITIAL, RETRY_MAX, jitter_seed()),
             address: String::new(),
             rounds: None,
             welcomed: false,
@@ -195,6 +198,12 @@ impl Search {
             tracing::warn!("waiting for {} at {}: {cause}", self.what, self.address);
         }
     }
+}
+
+/// Different in every process of a fleet: in containers they share their process ids.
+fn jitter_seed() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::from(since_epoch.subsec_nanos()) << 32 | u64::from(std::process::id())
 }
 
 /// What a status says, for people.

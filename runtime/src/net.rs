@@ -12,10 +12,10 @@ use tonic::transport::Endpoint;
 /// Time one connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An idle peer is asked for a sign of life this often, so that a dead one is noticed.
-pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// A peer that does not answer a keepalive for this long is gone. Generous: on a busy laptop a
-/// process may not be scheduled for seconds.
-pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// A peer that does not answer a keepalive for this long is gone. On a busy laptop a process may not
+/// be scheduled for seconds; a leader that hangs holds everybody up for this time and the interval.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes one stream may have in flight: a few `Fetch` messages.
 pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// Bytes one connection may have in flight.
