@@ -314,9 +314,9 @@ async fn what_another_run_left_is_not_reported() {
     assert!(matches!(returned, Some(actor_message::Message::Returned(r)) if r.episode_id == 2));
     assert_eq!(seat.slots().await, 1);
     // The welcome made it the first run; what is of the one before, or unknown, is nobody's.
-    for (run, id) in [(0, 1), (1, 3), (1, 1)] {
+    for (run, id, tokens) in [(0, 1, 3), (1, 3, 4), (1, 1, 5)] {
         let outcome =
-            Outcome::Returned { episode_id: EpisodeId(id), reason: "test".into(), tokens: 5 };
+            Outcome::Returned { episode_id: EpisodeId(id), reason: "test".into(), tokens };
         let report = Report { run: RunIndex(run), outcome };
         engine.send(report).await.expect("the session listens");
     }

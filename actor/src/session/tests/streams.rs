@@ -241,12 +241,20 @@ async fn a_drain_outlives_the_stream_it_began_on() {
 
 #[tokio::test]
 async fn an_actor_that_was_sent_away_does_not_come_back() {
-    let (pair, mut seat) = busy_pair().await;
+    let mut pair = Pair::start();
+    let mut seat = pair.seat().await;
+    seat.welcome().await;
+    seat.assign(1, None).await;
+    seat.trajectory().await;
+    assert_eq!(seat.slots().await, 1);
     seat.say(coordinator_message::Message::Drain(Drain {})).await;
-    for _ in 0..2 {
-        let returned = seat.next_but_beats().await;
-        assert!(matches!(returned, Some(actor_message::Message::Returned(_))), "{returned:?}");
-    }
+    // A refusal shows that the drain was seen.
+    seat.assign(2, None).await;
+    let refused = seat.next_but_beats().await;
+    assert!(matches!(refused, Some(actor_message::Message::Returned(_))), "{refused:?}");
+    // The coordinator closes without an acknowledgement: its run is over.
     drop(seat);
-    pair.ends().await.expect("drained");
+    let ended = timeout(PATIENCE, &mut pair.actor).await.expect("in time");
+    ended.expect("no panic").expect("drained");
+    assert!(pair.coordinator.sessions.try_recv().is_err(), "it came back");
 }
