@@ -161,6 +161,7 @@ async fn serve(arguments: &Arguments, config: &Config, worker: Worker) -> anyhow
         learner_id: arguments.learner_id.clone(),
         generation: Generation(u64::try_from(started.as_millis()).unwrap_or(u64::MAX)),
         weights_address,
+        vocabulary: worker.vocabulary(),
     };
     let driver = Driver::new(coordinator, identity, worker, shutdown.token());
     tokio::select! {

@@ -167,6 +167,13 @@ impl Worker {
         &self.store
     }
 
+    /// Entries of the network's vocabulary.
+    #[must_use]
+    pub fn vocabulary(&self) -> u32 {
+        let entries = self.trainer.policy().config().vocab_size;
+        u32::try_from(entries).unwrap_or(u32::MAX)
+    }
+
     /// Last optimizer step in the weights.
     #[must_use]
     pub fn last_step(&self) -> u64 {

@@ -157,6 +157,7 @@ impl Learner {
             learner_id: "learner-0".into(),
             generation: Generation(1),
             weights_address: "127.0.0.1:9".into(),
+            vocabulary: worker.vocabulary(),
         };
         let coordinator = Search::new(addresses, "the coordinator").unwrap();
         let driver = Driver::new(coordinator, identity, worker, shutdown.clone());

@@ -174,7 +174,9 @@ pub(super) struct Batches {
     /// Newest recorded optimizer step.
     newest: u64,
     learner: Option<Learner>,
-    /// Newest incarnation of a learner seen.
+    /// The newest learner that was connected, and its incarnation: its last answer may come while it
+    /// has no stream.
+    known: Option<String>,
     generation: Generation,
     /// Trajectories of batches that were dropped, until somebody takes note.
     released: Vec<EpisodeId>,
@@ -218,7 +220,9 @@ impl Batches {
         stream: StreamId,
         request: &NextBatchRequest,
     ) -> Result<Vec<Arc<Batch>>, Refusal> {
-        if let Some(Learner { id, generation, .. }) = &self.learner {
+        // Its own stale stream does not keep a learner out.
+        let is_other = |held: &&Learner| held.id != request.learner_id;
+        if let Some(Learner { id, generation, .. }) = self.learner.as_ref().filter(is_other) {
             return Err(Refusal::Held { holder: id.clone(), generation: *generation });
         }
         if request.generation < self.generation.0 {
@@ -252,6 +256,7 @@ impl Batches {
         }
         self.answered = position;
         self.served = position;
+        self.known = Some(request.learner_id.clone());
         self.generation = Generation(request.generation);
         self.learner = Some(Learner {
             stream,
@@ -295,8 +300,7 @@ impl Batches {
         step: u64,
         kind: StepKind,
     ) -> Result<Completion, Refusal> {
-        let current = |one: &Learner| one.id == learner && one.generation == generation;
-        if !self.learner.as_ref().is_some_and(current) {
+        if self.known.as_deref() != Some(learner) || self.generation != generation {
             return Err(Refusal::NotTheLearner { learner: learner.into(), generation });
         }
         let (position, newest) = (self.answered, self.newest);

@@ -223,6 +223,11 @@ impl Dispatch {
         self.held.get(actor).into_iter().flatten().copied().collect()
     }
 
+    /// Everything in flight, in order, with its actor.
+    pub(super) fn all_in_flight(&self) -> Vec<(EpisodeId, ActorId)> {
+        self.in_flight.iter().map(|(id, one)| (*id, one.actor.clone())).collect()
+    }
+
     /// Whether an actor has anything in flight.
     pub(super) fn holds(&self, actor: &ActorId) -> bool {
         self.held.contains_key(actor)

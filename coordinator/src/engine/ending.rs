@@ -77,6 +77,7 @@ impl Engine {
             self.ending.finish_served();
         }
         if self.ending == Ending::FinishServed {
+            self.discard_the_rest();
             let actors: Vec<_> = self.members.iter().map(|(actor, _)| actor.clone()).collect();
             for actor in actors {
                 if let Some(session) = self.members.drain(&actor) {
@@ -92,6 +93,16 @@ impl Engine {
             let outcome = self.outcome().to_owned();
             self.effect(effect::Effect::Ended(RunEnded { outcome }));
             self.leave(now);
+        }
+    }
+
+    /// Nobody waits for what still runs.
+    fn discard_the_rest(&mut self) {
+        for (episode, actor) in self.dispatch.all_in_flight() {
+            if let Some(session) = self.members.get(&actor).and_then(|member| member.session) {
+                self.discard(session, episode);
+            }
+            self.cancel(episode, "run_over", None);
         }
     }
 

@@ -17,6 +17,8 @@ pub struct LearnerIdentity {
     pub generation: Generation,
     /// host:port actors fetch weights from.
     pub weights_address: String,
+    /// Entries of its vocabulary.
+    pub vocabulary: u32,
 }
 
 /// A connection to the coordinator.
@@ -54,6 +56,7 @@ impl Coordinator {
             weights_address: self.identity.weights_address.clone(),
             manifest_hash: manifest_hash.0.to_vec(),
             run_id: run_id.to_owned(),
+            vocabulary: self.identity.vocabulary,
         };
         Ok(self.client.next_batch(request).await?.into_inner())
     }
