@@ -84,7 +84,7 @@ struct Plan<'a> {
 
 /// Refuses a run that exists, and makes the run's directories.
 fn prepare(run: &Path) -> anyhow::Result<PathBuf> {
-    if run.join(admin::ADDRESS_FILE).exists() {
+    if run.join(admin::target::ADDRESS_FILE).exists() {
         bail!(
             "{} holds a run already; choose another name with --set run.name=NAME, or delete it",
             run.display()
@@ -137,7 +137,7 @@ async fn await_address(
     run: &Path,
     shutdown: &Shutdown,
 ) -> Result<String, Outcome> {
-    let file = run.join(admin::ADDRESS_FILE);
+    let file = run.join(admin::target::ADDRESS_FILE);
     let token = shutdown.token();
     let written = async {
         while !file.exists() {
@@ -150,7 +150,7 @@ async fn await_address(
         () = token.cancelled() => Err(Outcome::Interrupted),
         outcome = cluster.coordinator_ended() => Err(outcome),
         waited = tokio::time::timeout(ADDRESS_WAIT, written) => match waited {
-            Ok(()) => admin::read_address(&file)
+            Ok(()) => admin::target::read_address(&file)
                 .map_err(|error| Outcome::Failed(format!("{error:#}"))),
             Err(_) => Err(Outcome::Failed(format!(
                 "the coordinator did not come up within {} s; see {}",
