@@ -28,7 +28,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start a coordinator, a learner and actors on this machine and see them through the run.
+    /// Start a coordinator, a learner and actors here, and see the run through.
     #[command(after_help = "Examples:\n  \
         ballast up --config examples/market/quickstart.toml\n  \
         ballast up --config run.toml --set run.name=long --set schedule.steps=400\n\n\

@@ -4,6 +4,7 @@
 
 mod asking;
 mod changes;
+#[path = "../fake/mod.rs"]
 mod fake;
 mod views;
 

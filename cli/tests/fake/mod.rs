@@ -1,5 +1,7 @@
 //! An admin service that answers with samples and remembers who asked what.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::{
     fmt::Debug,
     sync::{
