@@ -18,7 +18,7 @@ use ballast_proto::{
     EpisodeId,
     v1::{
         AdminChange, CoordinatorMessage, Heartbeat, RunCreated, StatusResponse, StepKind,
-        StopRequest, TrainBatch, Trajectory, admin_change::Change, coordinator_message::Message,
+        StopRequest, TrainBatch, admin_change::Change, coordinator_message::Message,
     },
 };
 use bytes::Bytes;
@@ -37,10 +37,7 @@ use crate::{
     },
     entry,
     held::Held,
-    journal::{
-        Position, Reader, Record,
-        writer::{Outcome, Permit, Request, Writer},
-    },
+    journal::{Outcome, Permit, Position, Reader, Record, Request, Writer},
     metrics::MetricsWriter,
     payloads::Payloads,
     rebuild::{self, RebuildError, Rebuilt},
@@ -82,8 +79,6 @@ pub type ChangeReply = oneshot::Sender<Result<ChangeAnswer, ChangeRefusal>>;
 /// A trajectory that came with an event.
 #[derive(Debug)]
 pub struct Payload {
-    /// Decoded.
-    pub trajectory: Arc<Trajectory>,
     /// Encoded, as the journal keeps it.
     pub bytes: Bytes,
     /// Its room in the intake.
@@ -150,9 +145,9 @@ pub enum DriverError {
     /// The journal cannot be trusted any more.
     #[error("the journal failed: {0}; start again, what was acknowledged is safe")]
     JournalFailed(String),
-    /// Somebody else writes the journal now.
-    #[error("another coordinator has taken the run over")]
-    Deposed,
+    /// Somebody else leads the run now.
+    #[error("another coordinator has taken the run over: {0}")]
+    Deposed(String),
     /// The services ended before the run.
     #[error("the gRPC services ended before the run; start again")]
     Services,
@@ -172,6 +167,8 @@ pub struct Driver {
     roster: Roster,
     payloads: Payloads,
     held: Held,
+    /// Episodes whose trajectories are on their way to these positions.
+    finishing: BTreeMap<Position, EpisodeId>,
     /// Time of the run when this process began.
     base: Duration,
     started: Instant,
@@ -240,6 +237,7 @@ impl Driver {
             roster,
             payloads: Payloads::stored(locations),
             held: Held::new(journal.next),
+            finishing: BTreeMap::new(),
             base: now,
             started,
             inboxes,
@@ -280,7 +278,9 @@ impl Driver {
             // Every branch is cancel-safe: receiving from a channel loses nothing, the rest waits.
             tokio::select! {
                 biased;
-                () = deposed.cancelled() => return Err(DriverError::Deposed),
+                () = deposed.cancelled() => {
+                    return Err(DriverError::Deposed("its leadership ended".into()));
+                }
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
                     self.stop()?;
@@ -302,7 +302,7 @@ impl Driver {
     async fn close(self) -> Result<(), DriverError> {
         let Writer { requests, mut outcomes, thread } = self.writer;
         drop(requests);
-        while let Some(Outcome::Durable { .. } | Outcome::Recovered) = outcomes.recv().await {}
+        while outcomes.recv().await.is_some() {}
         drop(outcomes);
         thread.join().map_err(|_| DriverError::Journal)
     }
@@ -409,9 +409,11 @@ impl Driver {
 
     fn on_outcome(&mut self, outcome: Outcome) -> Result<(), DriverError> {
         match outcome {
-            Outcome::Durable { up_to, payloads } => {
-                for (episode, location) in payloads {
-                    self.payloads.store(episode, location);
+            Outcome::Durable { up_to, locations } => {
+                for location in locations {
+                    if let Some(episode) = self.finishing.remove(&location.position) {
+                        self.payloads.store(episode, location);
+                    }
                 }
                 for command in self.held.release(up_to) {
                     self.run_command(command)?;
@@ -427,7 +429,9 @@ impl Driver {
                 tracing::info!("the journal can be written again: admission goes on");
                 self.blocked = None;
             }
-            Outcome::Fenced => return Err(DriverError::Deposed),
+            Outcome::SnapshotKept(position) => tracing::debug!("snapshot at record {position}"),
+            Outcome::Refused(problem) => tracing::warn!("no snapshot: {problem}"),
+            Outcome::Fenced(problem) => return Err(DriverError::Deposed(problem)),
             Outcome::Failed(problem) => return Err(DriverError::JournalFailed(problem)),
         }
         Ok(())
@@ -444,16 +448,17 @@ impl Driver {
         let mut record = Record { head: entry.encode_to_vec().into(), payload: Bytes::new() };
         let mut permit = None;
         if let Some(payload) = payload.filter(|_| is_refused || finished.is_some()) {
-            if finished.is_some() {
-                self.payloads.load(payload.trajectory, payload.bytes.len());
+            if let Some(episode) = finished {
+                self.payloads.load(episode, payload.bytes.clone());
             }
             (record.payload, permit) = (payload.bytes, Some(payload.permit));
         }
         let commands = std::iter::from_fn(|| self.engine.next_command()).collect();
-        self.held.hold(commands);
+        let position = self.held.hold(commands);
+        self.finishing.extend(finished.map(|episode| (position, episode)));
         self.unsnapped += 1;
-        let request = Request { record, tag: finished, permit };
-        self.writer.requests.try_send(request.into()).map_err(|_| DriverError::Journal)
+        let request = Request::Append { record, permit };
+        self.writer.requests.try_send(request).map_err(|_| DriverError::Journal)
     }
 
     fn run_command(&mut self, command: Command) -> Result<(), DriverError> {
@@ -546,7 +551,7 @@ impl Driver {
         self.unsnapped = 0;
         let locations = self.payloads.locations();
         let bytes = rebuild::to_snapshot(&self.engine, &self.created, locations)?;
-        let snapshot = Request::snapshot(self.held.next(), bytes);
+        let snapshot = Request::Snapshot { position: self.held.next(), bytes: bytes.into() };
         self.writer.requests.try_send(snapshot).map_err(|_| DriverError::Journal)
     }
 

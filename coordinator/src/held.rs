@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use crate::{engine::Command, journal::Position};
 
 /// Events whose records are not durable yet; beyond it no input is taken.
-pub const HELD_MAX: usize = 4096;
+pub const HELD_MAX: usize = 1024;
 
 /// Commands in the order of their events.
 #[derive(Debug)]
@@ -26,16 +26,16 @@ impl Held {
     /// Holds what an event led to. Returns the position its record will get.
     pub fn hold(&mut self, commands: Vec<Command>) -> Position {
         let position = self.next;
-        self.next = position.next();
+        self.next = Position(position.0 + 1);
         self.waiting.push_back((position, commands));
         position
     }
 
-    /// Everything up to a position is durable: the commands that may run now, in order.
-    pub fn release(&mut self, up_to: Position) -> Vec<Command> {
+    /// Everything before a position is durable: the commands that may run now, in order.
+    pub fn release(&mut self, end: Position) -> Vec<Command> {
         let mut released = Vec::new();
         while let Some((position, commands)) = self.waiting.pop_front() {
-            if position > up_to {
+            if position >= end {
                 self.waiting.push_front((position, commands));
                 break;
             }
@@ -77,8 +77,8 @@ mod tests {
         assert_eq!(held.hold(vec![inform("a"), inform("b")]), Position(7));
         assert_eq!(held.hold(Vec::new()), Position(8));
         assert_eq!(held.hold(vec![inform("c")]), Position(9));
-        assert!(held.release(Position(6)).is_empty());
-        assert_eq!(held.release(Position(8)), [inform("a"), inform("b")]);
+        assert!(held.release(Position(7)).is_empty());
+        assert_eq!(held.release(Position(9)), [inform("a"), inform("b")]);
         assert!(!held.is_empty());
         assert_eq!(held.release(Position(100)), [inform("c")]);
         assert!(held.is_empty());
@@ -88,9 +88,11 @@ mod tests {
     #[test]
     fn it_fills_up() {
         let mut held = Held::new(Position(0));
-        (0..HELD_MAX).for_each(|_| drop(held.hold(Vec::new())));
+        for _ in 0..HELD_MAX {
+            held.hold(Vec::new());
+        }
         assert!(held.is_full());
-        held.release(Position(0));
+        held.release(Position(1));
         assert!(!held.is_full());
     }
 }

@@ -8,9 +8,9 @@ use prost::Message as _;
 
 use crate::{
     entry,
-    journal::{Position, Reader},
+    journal::{Location, Position, Reader},
     payloads::Source,
-    serving::AssemblyError,
+    serving::{self, AssemblyError},
 };
 
 /// The trajectory of an episode: from where it is known to be, else from a search of the journal.
@@ -22,21 +22,14 @@ pub fn trajectory(
     episode: EpisodeId,
     known: Option<Source>,
 ) -> Result<Option<Trajectory>, AssemblyError> {
-    let location = match known {
-        Some(Source::Loaded(trajectory)) => return Ok(Some(trajectory.as_ref().clone())),
-        Some(Source::Stored(location)) => Some(location),
-        None => search(reader, episode)?,
+    let source = match known {
+        Some(source) => Some(source),
+        None => search(reader, episode)?.map(Source::Stored),
     };
-    let Some(location) = location else { return Ok(None) };
-    let bytes = reader.payload(&location)?;
-    let trajectory = Trajectory::decode(bytes);
-    trajectory.map(Some).map_err(|error| AssemblyError::Decode(episode, error))
+    source.map(|source| serving::take(episode, &source, reader)).transpose()
 }
 
-fn search(
-    reader: &Reader,
-    episode: EpisodeId,
-) -> Result<Option<crate::journal::Location>, AssemblyError> {
+fn search(reader: &Reader, episode: EpisodeId) -> Result<Option<Location>, AssemblyError> {
     for stored in reader.records_from(Position(0))? {
         let stored = stored?;
         let entry = JournalEntry::decode(stored.head.clone())

@@ -12,11 +12,14 @@ use ballast_runtime::{
 };
 use clap::Parser;
 
+mod journal_command;
+
 /// Runs the control plane of one training run.
 ///
 /// It waits for one learner and any number of actors, hands out episodes, decides which batch is
 /// trained next, and ends when the schedule is done. Files go to <run.directory>/<run.name>:
-/// config.toml, journal/, metrics.jsonl, coordinator.address, and result.json at the end.
+/// config.toml, journal/, metrics.jsonl, coordinator.address, and result.json at the end. Started
+/// again in the directory of a run that is not over, it goes on where the journal ends.
 ///
 /// SIGINT or SIGTERM ends the run in order: the step at hand, a checkpoint, drained actors. A second
 /// signal exits at once. BALLAST_LOG sets the log level (for example "debug").
@@ -35,6 +38,15 @@ struct Args {
     /// trusted, for example a cluster closed by a network policy.
     #[arg(long)]
     insecure_listen: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Read the journal of a run.
+    #[command(subcommand)]
+    Journal(journal_command::JournalCommand),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +58,9 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     let args = Args::parse();
+    if let Some(Command::Journal(command)) = &args.command {
+        return journal_command::run(command);
+    }
     let config = args.config.load().map_err(exit::unusable)?;
     if args.config.dry_run {
         std::io::stdout().write_all(config_file::to_toml(&config).as_bytes())?;

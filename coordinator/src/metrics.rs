@@ -177,6 +177,7 @@ mod tests {
                 "rollout/tokens_per_s [tokens/s]",
                 "groups/zero_variance [groups]",
                 "groups/all_fail [groups]",
+                "groups/replaced [groups]",
                 "groups/dropped_siblings [episodes]",
                 "episodes/unused [episodes]",
                 "actor/idle_share [1]",

@@ -4,24 +4,22 @@
 //! Bound: [`CACHE_BYTES_MAX`] of tokens; beyond it the oldest are read from the journal when they are
 //! served. Of the others only the place in the journal is kept, until the engine releases it.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, VecDeque};
 
-use ballast_proto::{EpisodeId, v1::Trajectory};
+use ballast_proto::EpisodeId;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::journal::Location;
 
-/// Encoded bytes of the trajectories kept in memory.
+/// Bytes of the trajectories kept in memory.
 pub const CACHE_BYTES_MAX: usize = 256 << 20;
 
 /// Where to take a trajectory from.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// From memory.
-    Loaded(Arc<Trajectory>),
+    /// From memory, encoded.
+    Loaded(Bytes),
     /// From the journal.
     Stored(Location),
 }
@@ -30,7 +28,7 @@ pub enum Source {
 #[derive(Debug, Default)]
 pub struct Payloads {
     locations: BTreeMap<EpisodeId, Location>,
-    loaded: BTreeMap<EpisodeId, (Arc<Trajectory>, usize)>,
+    loaded: BTreeMap<EpisodeId, Bytes>,
     /// Ids in `loaded`, oldest first; some may be gone.
     order: VecDeque<EpisodeId>,
     bytes: usize,
@@ -47,15 +45,13 @@ impl Payloads {
         Self { locations, ..Self::default() }
     }
 
-    /// Keeps a trajectory that is on its way to the journal.
-    pub fn load(&mut self, trajectory: Arc<Trajectory>, bytes: usize) {
-        let episode = EpisodeId(trajectory.episode_id);
-        if let Some((_, old)) = self.loaded.insert(episode, (trajectory, bytes)) {
-            self.bytes -= old;
-        } else {
-            self.order.push_back(episode);
+    /// Keeps an encoded trajectory that is on its way to the journal.
+    pub fn load(&mut self, episode: EpisodeId, bytes: Bytes) {
+        self.bytes += bytes.len();
+        match self.loaded.insert(episode, bytes) {
+            Some(old) => self.bytes -= old.len(),
+            None => self.order.push_back(episode),
         }
-        self.bytes += bytes;
     }
 
     /// A trajectory is durable, here.
@@ -80,16 +76,16 @@ impl Payloads {
     /// Where to take a trajectory from; `None` if it was released or never here.
     #[must_use]
     pub fn source(&self, episode: EpisodeId) -> Option<Source> {
-        if let Some((trajectory, _)) = self.loaded.get(&episode) {
-            return Some(Source::Loaded(Arc::clone(trajectory)));
+        if let Some(bytes) = self.loaded.get(&episode) {
+            return Some(Source::Loaded(bytes.clone()));
         }
-        self.locations.get(&episode).map(|location| Source::Stored(location.clone()))
+        self.locations.get(&episode).map(|location| Source::Stored(*location))
     }
 
     /// Places of everything durable, for a snapshot.
     #[must_use]
     pub fn locations(&self) -> Locations {
-        Locations(self.locations.iter().map(|(id, at)| (*id, at.clone())).collect())
+        Locations(self.locations.iter().map(|(id, at)| (*id, *at)).collect())
     }
 
     /// Unloads the oldest durable ones beyond the bound. What is not durable yet is bounded by the
@@ -106,8 +102,8 @@ impl Payloads {
     }
 
     fn unload(&mut self, episode: EpisodeId) {
-        if let Some((_, bytes)) = self.loaded.remove(&episode) {
-            self.bytes -= bytes;
+        if let Some(bytes) = self.loaded.remove(&episode) {
+            self.bytes -= bytes.len();
         }
     }
 }

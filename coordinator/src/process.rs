@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     driver::{Driver, DriverError, INPUTS_MAX, Inboxes, JournalEnds, QUESTIONS_MAX},
-    journal::{Reader, writer},
+    journal::{self, Reader},
     recovery::{self, RecoveryError},
     rpc::{self, Handle, ServeError},
     run_directory::{RunDirectory, RunDirectoryError},
@@ -82,7 +82,7 @@ impl Coordinator {
         directory.write_config(&recovered.run.created.config_toml)?;
 
         let (reader, next, term) = (recovered.reader, recovered.next, recovered.term);
-        let writer = writer::spawn(recovered.journal).map_err(ProcessError::Thread)?;
+        let writer = journal::spawn(recovered.journal).map_err(ProcessError::Thread)?;
         let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
         let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
         let inboxes = Inboxes { inputs: inbox, questions: asked };

@@ -157,7 +157,7 @@ impl Rebuilt {
         }
         for effect in &recorded {
             if let Some(effect::Effect::Finished(finished)) = &effect.effect {
-                self.locations.insert(EpisodeId(finished.episode_id), stored.payload.clone());
+                self.locations.insert(EpisodeId(finished.episode_id), stored.payload);
             }
         }
         while let Some(command) = self.engine.next_command() {

@@ -1,17 +1,16 @@
 //! The start of a coordinator: it takes the journal over and has the run as it was, or begins one.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use ballast_proto::v1::RunCreated;
 use ballast_runtime::{config::Config, config_file};
 use prost::Message as _;
-use rand::Rng as _;
 
 use crate::{
     entry,
     journal::{
-        AppendError, Journal, OpenError, Opened, Position, ReadError, Reader, Record, Term,
-        directory::Directory,
+        self, AppendError, Directory, Journal, OpenError, Opened, Position, ReadError, Reader,
+        Record, StorageError, Term,
     },
     rebuild::{self, RebuildError, Rebuilt},
 };
@@ -24,6 +23,9 @@ const LASTING: [&str; 8] =
 /// Why a run cannot be begun or taken up again.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
+    /// There is no place for the journal.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// The journal cannot be taken over.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -70,9 +72,9 @@ pub fn recover(
     directory: &Path,
     term: Option<Term>,
 ) -> Result<Recovered, RecoveryError> {
-    let storage = Directory::open(directory)?;
-    let reader = Reader::open(storage.clone());
+    let storage = Arc::new(Directory::create(directory)?);
     let Opened { mut journal, snapshot, records } = Journal::open(storage, term)?;
+    let reader = journal.reader();
     let rebuilt = match snapshot.as_ref().and_then(rebuild::from_snapshot) {
         Some(mut run) => {
             for stored in records {
@@ -99,7 +101,7 @@ pub fn recover(
             rebuild::from_created(created)?
         }
     };
-    let (next, term) = (journal.next(), journal.term().0);
+    let (next, term) = (journal.next_position(), journal.term().0);
     Ok(Recovered { run, journal, reader, next, term })
 }
 
@@ -117,9 +119,9 @@ fn from_the_first(reader: &Reader) -> Result<Option<Rebuilt>, RecoveryError> {
 }
 
 fn created(config: &Config) -> RunCreated {
-    let id: u128 = rand::rng().random();
+    let run_id = format!("{:016x}", journal::random());
     let config_toml = config_file::to_toml(config);
-    RunCreated { run_id: format!("{id:032x}"), config_toml, conversations: Vec::new() }
+    RunCreated { run_id, config_toml, conversations: Vec::new() }
 }
 
 /// What the configuration says otherwise than the run was created with.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ballast_runtime::{atomic_file, config::Config, config_file};
+use ballast_runtime::{atomic_file, config::Config};
 
 use crate::{
     metrics::{MetricsLine, MetricsWriter},
@@ -132,7 +132,7 @@ mod tests {
         let directory = RunDirectory::open(&config).expect("new");
         directory.write_config("").expect("written");
         RunDirectory::open(&config).expect("a run that is not over may go on");
-        std::fs::write(directory.path().join(RESULT), "{}").expect("written");
+        fs::write(directory.path().join(RESULT), "{}").expect("written");
         let error = RunDirectory::open(&config).expect_err("over").to_string();
         assert!(error.contains("--set run.name=NAME"), "{error}");
     }

@@ -98,16 +98,24 @@ pub fn assemble(
         groups,
         demonstrations: all(&batch.demonstrations)?,
         learning_rate: batch.learning_rate,
+        sft_weight: batch.sft_weight,
+        reset_optimizer: batch.reset_optimizer,
         run_id,
     })
 }
 
-fn take(episode: EpisodeId, source: &Source, reader: &Reader) -> Result<Trajectory, AssemblyError> {
-    match source {
-        Source::Loaded(trajectory) => Ok(trajectory.as_ref().clone()),
-        Source::Stored(location) => {
-            let bytes = reader.payload(location)?;
-            Trajectory::decode(bytes).map_err(|error| AssemblyError::Decode(episode, error))
-        }
-    }
+/// One trajectory, decoded.
+///
+/// # Errors
+/// The journal cannot be read, or holds something else there.
+pub fn take(
+    episode: EpisodeId,
+    source: &Source,
+    reader: &Reader,
+) -> Result<Trajectory, AssemblyError> {
+    let bytes = match source {
+        Source::Loaded(bytes) => bytes.clone(),
+        Source::Stored(location) => reader.payload(location)?,
+    };
+    Trajectory::decode(bytes).map_err(|error| AssemblyError::Decode(episode, error))
 }

@@ -1,20 +1,26 @@
 //! A whole run over real gRPC on loopback: a coordinator in this process, a fake actor and a fake
 //! learner that play their part of the contract without any network to train.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use ballast_coordinator::{journal, journal::Record, process::Coordinator};
+use ballast_coordinator::{
+    check::{Check, Report},
+    journal::{Directory, Position, Reader},
+    process::Coordinator,
+};
 use ballast_proto::v1::{
-    ActorHello, ActorMessage, Assignment, CompleteStepRequest, CoordinatorMessage, Mode,
-    NextBatchRequest, Role, RunState, SampledVersion, ScheduleRequest, SetScheduleRequest,
-    SlotsFree, Span, StatusRequest, StepKind, StopReason, StopRequest, Trajectory, actor_message,
-    admin_client::AdminClient, coordinator_message::Message, rollout_client::RolloutClient,
-    training_client::TrainingClient,
+    ActorHello, ActorMessage, Assignment, CompleteStepRequest, CoordinatorMessage, Effect,
+    JournalEntry, Mode, NextBatchRequest, Role, RunState, SampledVersion, ScheduleRequest,
+    SetScheduleRequest, SlotsFree, Span, StatusRequest, StepKind, StopReason, StopRequest,
+    Trajectory, actor_message, admin_client::AdminClient, coordinator_message::Message, effect,
+    rollout_client::RolloutClient, training_client::TrainingClient,
 };
 use ballast_runtime::{
     config::{Config, ScheduleKind},
     net,
 };
+use bytes::Bytes;
+use prost::Message as _;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -52,7 +58,10 @@ struct Running {
 
 impl Running {
     async fn start() -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self::take_up(tempfile::tempdir().expect("a temporary directory")).await
+    }
+
+    async fn take_up(directory: tempfile::TempDir) -> Self {
         let config = config(directory.path());
         let coordinator = Coordinator::build(config, false).await.expect("built");
         let address = coordinator.address().to_string();
@@ -68,6 +77,27 @@ impl Running {
         let path = self.directory.path().join("test").join(name);
         std::fs::read_to_string(path).expect("written by the run")
     }
+}
+
+/// Every record of a run's journal, with its payload.
+fn records(run: &Path) -> Vec<(Position, u64, JournalEntry, Bytes)> {
+    let storage = Directory::create(&run.join("journal")).expect("there");
+    let mut records = Reader::open(Arc::new(storage)).records_from(Position(0)).expect("readable");
+    std::iter::from_fn(|| records.next_with_payload())
+        .map(|next| {
+            let (stored, payload) = next.expect("whole");
+            let entry = JournalEntry::decode(stored.head).expect("an entry");
+            (stored.position, stored.term.0, entry, payload)
+        })
+        .collect()
+}
+
+fn check(run: &Path) -> Report {
+    let mut check = Check::new(Some(2));
+    for (position, term, entry, payload) in records(run) {
+        check.record(position.0, term, entry.encode_to_vec().into(), payload);
+    }
+    check.finish()
 }
 
 fn hash(version: u64) -> Vec<u8> {
@@ -107,8 +137,12 @@ async fn say(stream: &mpsc::Sender<ActorMessage>, message: actor_message::Messag
 /// An actor that answers every assignment at once, until it is drained. Returns how many
 /// acknowledgements it got.
 async fn act(channel: Channel, name: &str, slots: u32) -> usize {
+    act_as(channel, name, 1, slots).await
+}
+
+async fn act_as(channel: Channel, name: &str, generation: u64, slots: u32) -> usize {
     let (stream, messages) = mpsc::channel(64);
-    let hello = ActorHello { actor_id: name.into(), generation: 1, slots, ..Default::default() };
+    let hello = ActorHello { actor_id: name.into(), generation, slots, ..Default::default() };
     say(&stream, actor_message::Message::Hello(hello)).await;
     say(&stream, actor_message::Message::SlotsFree(SlotsFree { slots })).await;
     let mut inbound = RolloutClient::new(channel)
@@ -193,9 +227,10 @@ async fn a_tiny_schedule_runs_to_its_end() {
     assert_eq!(result["evaluations"][1]["name"], "after_cold_start");
     assert_eq!(result["evaluations"][1]["successes"], 5);
 
-    let records = journal::read_all(&run.join("journal")).expect("readable");
-    let trajectories = records.iter().filter(|one| matches!(one, Record::Trajectory(_))).count();
-    assert_eq!(trajectories, acknowledged, "J1: everything acknowledged is in the journal");
+    let report = check(&run);
+    assert_eq!(report.violations, []);
+    assert_eq!(report.finished, acknowledged as u64, "J1: what was acknowledged is in the journal");
+    assert_eq!((report.step, report.in_flight, report.terms), (8, 0, 1));
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("written");
     assert_eq!(metrics.lines().count(), 8 + 3, "eight steps and three evaluations");
     assert!(run.join("config.toml").exists());
@@ -283,16 +318,67 @@ async fn people_can_change_the_schedule_of_a_run() {
     timeout(PATIENCE, actor).await.expect("in time").expect("no panic");
     let Running { directory, coordinator, .. } = running;
     timeout(PATIENCE, coordinator).await.expect("in time").expect("no panic");
-    let records = journal::read_all(&directory.path().join("test/journal")).expect("readable");
-    let notes = records.iter().filter_map(|one| match one {
-        Record::Note(text) => serde_json::from_str(text).ok(),
+    let run = directory.path().join("test");
+    let effects: Vec<Effect> = records(&run).into_iter().flat_map(|one| one.2.effects).collect();
+    let audited = effects.iter().filter_map(|effect| match &effect.effect {
+        Some(effect::Effect::Audit(entry)) => Some(entry),
         _ => None,
     });
-    let notes: Vec<serde_json::Value> = notes.collect();
-    let event = |name: &str| notes.iter().find(|note| note["event"] == name).expect("journaled");
-    let changed = event("schedule_changed");
-    assert_eq!((&changed["reason"], &changed["from_step"]), (&"it forgets".into(), &1.into()));
-    assert!(event("decided")["decisions"][0]["reason"].is_string());
+    let audited: Vec<_> = audited.collect();
+    assert_eq!(audited.len(), 3, "refused ones too: {audited:?}");
+    assert_eq!((audited[1].reason.as_str(), audited[1].refusal.as_str()), ("it forgets", ""));
+    assert!(audited[1].what.contains("schedule.kind=adaptive"), "{audited:?}");
+    assert!(audited[2].refusal.contains("based on revision 0"), "{audited:?}");
+    let has_reason = |effect: &Effect| match &effect.effect {
+        Some(effect::Effect::Decision(decision)) => !decision.reason.is_empty(),
+        _ => false,
+    };
+    assert!(effects.iter().any(has_reason), "decisions have their reasons");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_dies_is_taken_up_again_where_it_was() {
+    let first = Running::start().await;
+    let actor = tokio::spawn(act(first.channel.clone(), "actor-0", 8));
+    // Steps 1 and 2, the checkpoint of 2, step 3; then learner, actor and coordinator are gone.
+    let steps = timeout(PATIENCE, learn(first.channel.clone(), 0, 1, 4)).await;
+    assert_eq!(steps.expect("in time"), [1, 2, 3]);
+    actor.abort();
+    first.coordinator.abort();
+    drop(first.coordinator.await);
+
+    let again = Running::take_up(first.directory).await;
+    let status = AdminClient::new(again.channel.clone()).status(StatusRequest {}).await;
+    assert_eq!(status.expect("served").into_inner().step, 3);
+    // A newer incarnation of the actor: what the older one ran is run again.
+    let actor = tokio::spawn(act_as(again.channel.clone(), "actor-0", 2, 8));
+    let steps = timeout(PATIENCE, learn(again.channel.clone(), 2, 2, usize::MAX)).await;
+    assert_eq!(steps.expect("in time"), (3..=8).collect::<Vec<u64>>(), "step 3 again, then on");
+    timeout(PATIENCE, actor).await.expect("in time").expect("no panic");
+    timeout(PATIENCE, again.coordinator).await.expect("in time").expect("no panic");
+
+    let run = again.directory.path().join("test");
+    let report = check(&run);
+    assert_eq!(report.violations, []);
+    assert_eq!((report.step, report.in_flight, report.terms), (8, 0, 2));
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("written");
+    assert_eq!(metrics.lines().count(), 8 + 3, "each line once: {metrics}");
+    let over = Coordinator::build(config(again.directory.path()), false).await;
+    let over = over.expect_err("the run is over").to_string();
+    assert!(over.contains("--set run.name=NAME"), "{over}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_is_not_taken_up_with_other_settings() {
+    let first = Running::start().await;
+    first.coordinator.abort();
+    drop(first.coordinator.await);
+    let mut other = config(first.directory.path());
+    other.rl.group_size = 16;
+    other.learner.threads = 9;
+    let refused = Coordinator::build(other, false).await.expect_err("refused").to_string();
+    assert!(refused.contains("rl.group_size = 2 (now 16)"), "{refused}");
+    assert!(!refused.contains("threads"), "how a process runs may differ: {refused}");
 }
 
 /// What one version of gRPC reflection lists; their messages are alike and of different types.

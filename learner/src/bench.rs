@@ -7,7 +7,7 @@ use ballast_policy::{open_device, set_threads};
 use crate::{
     algorithm::TrainingSample,
     optimizer::{AdamW, MomentsByLoss},
-    train::{LossKind, Trainer},
+    train::{LossKind, Part, Trainer},
     worker::{self, load_policy},
 };
 
@@ -37,8 +37,9 @@ pub fn tokens_per_second(
             on_policy: false,
         })
         .collect();
+    let parts = [Part::whole(samples, LossKind::CrossEntropy)];
     let mut step = || {
-        let report = trainer.step(&samples, LossKind::CrossEntropy, 1e-4);
+        let report = trainer.step(&parts, 1e-4);
         (batch * tokens) as f64 / report.seconds
     };
     step();

@@ -17,6 +17,8 @@ pub enum Loss {
     PolicyGradient,
     /// Cross-entropy on demonstrations.
     CrossEntropy,
+    /// Both in one step.
+    Joint,
 }
 
 /// Settings, and the moments of the losses that have been stepped on so far.
@@ -47,7 +49,7 @@ pub struct Moments {
 
 impl Loss {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::PolicyGradient, Self::CrossEntropy];
+    pub const ALL: [Self; 3] = [Self::PolicyGradient, Self::CrossEntropy, Self::Joint];
 
     /// Name in a checkpoint.
     #[must_use]
@@ -55,6 +57,7 @@ impl Loss {
         match self {
             Self::PolicyGradient => "policy_gradient",
             Self::CrossEntropy => "cross_entropy",
+            Self::Joint => "joint",
         }
     }
 }
@@ -92,6 +95,11 @@ impl AdamW {
             flat.g_mul_scalar_inplace(1.0 - learning_rate * self.weight_decay);
             flat -= update * learning_rate;
         });
+    }
+
+    /// Forgets the history of every loss.
+    pub fn reset(&mut self) {
+        self.moments.clear();
     }
 
     /// State for a checkpoint.
@@ -163,8 +171,11 @@ mod tests {
         // The first step of Adam is the learning rate, whatever the size of the gradient.
         let moved = step(&mut optimizer, Loss::CrossEntropy, 0.01);
         assert!((moved + 0.1).abs() < 1e-5, "{moved}");
-        let steps = Loss::ALL.map(|loss| optimizer.moments()[&loss].steps);
+        let steps =
+            [Loss::PolicyGradient, Loss::CrossEntropy].map(|loss| optimizer.moments()[&loss].steps);
         assert_eq!(steps, [10, 1]);
+        optimizer.reset();
+        assert!(optimizer.moments().is_empty());
     }
 
     #[test]

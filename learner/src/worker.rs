@@ -16,13 +16,13 @@ use ballast_proto::{
 use ballast_runtime::config::Config;
 
 use crate::{
-    algorithm::{Grpo, TrainingSample, supervised},
+    algorithm::{Grpo, supervised},
     checkpoint::{self, Checkpoint},
     companions::{self, Companions},
     loss::Clip,
     optimizer::{AdamW, MomentsByLoss},
     publish::WeightStore,
-    train::{LossKind, StepReport, Trainer},
+    train::{LossKind, Part, StepReport, Trainer},
 };
 
 /// Why the learner cannot start or go on.
@@ -173,7 +173,7 @@ impl Worker {
         // The driver runs each batch on whatever thread is free.
         set_threads(self.threads);
         match batch.kind() {
-            StepKind::Rl | StepKind::Sft => self.train(batch),
+            StepKind::Rl | StepKind::Sft | StepKind::Joint => self.train(batch),
             StepKind::Checkpoint => {
                 let checkpoint = self.save()?;
                 Ok(self.completed(batch, BTreeMap::new(), Some(checkpoint.directory)))
@@ -209,32 +209,39 @@ impl Worker {
         if batch.step != self.step + 1 {
             return Err(Error::Order { found: batch.step, last: self.step });
         }
-        let (samples, kind) = self.samples(batch)?;
-        let report = self.trainer.step(&samples, kind, batch.learning_rate);
+        let parts = self.parts(batch)?;
+        if batch.reset_optimizer {
+            self.trainer.reset_optimizer();
+        }
+        let report = self.trainer.step(&parts, batch.learning_rate);
         if report.skipped {
             tracing::warn!(step = batch.step, "skipped: a loss or gradient was not finite");
         }
         self.step = batch.step;
         let published = Instant::now();
         self.manifest_hash = self.store.publish(PolicyVersion(self.step), self.trainer.policy());
-        let mut metrics = metrics(&report, kind, batch.learning_rate);
+        let mut metrics = metrics(&report, batch.learning_rate);
         metrics.insert("publish/seconds".to_owned(), published.elapsed().as_secs_f64());
         let mut completed = self.completed(batch, metrics, None);
         completed.skipped = report.skipped;
         Ok(completed)
     }
 
-    fn samples(&self, batch: &TrainBatch) -> Result<(Vec<TrainingSample>, LossKind), Error> {
+    /// What a step's loss consists of.
+    fn parts(&self, batch: &TrainBatch) -> Result<Vec<Part>, Error> {
         let explored = batch.groups.iter().flat_map(|group| &group.trajectories);
         for trajectory in explored.chain(&batch.demonstrations) {
             verify_trajectory(trajectory)?;
         }
+        let explore = || {
+            let samples = self.grpo.samples(&batch.groups, PolicyVersion(self.step));
+            Part::whole(samples, LossKind::PolicyGradient(self.clip))
+        };
+        let imitate = || Part::whole(supervised(&batch.demonstrations), LossKind::CrossEntropy);
         Ok(match batch.kind() {
-            StepKind::Rl => (
-                self.grpo.samples(&batch.groups, PolicyVersion(self.step)),
-                LossKind::PolicyGradient(self.clip),
-            ),
-            _ => (supervised(&batch.demonstrations), LossKind::CrossEntropy),
+            StepKind::Rl => vec![explore()],
+            StepKind::Joint => vec![explore(), Part { weight: batch.sft_weight, ..imitate() }],
+            _ => vec![imitate()],
         })
     }
 
@@ -272,22 +279,20 @@ fn check_context(directory: &Path, policy: &Policy, tokens: u32) -> Result<(), E
 }
 
 /// Named scalars of a step; `docs/metrics.md` lists them with their units.
-fn metrics(report: &StepReport, kind: LossKind, learning_rate: f64) -> BTreeMap<String, f64> {
+fn metrics(report: &StepReport, learning_rate: f64) -> BTreeMap<String, f64> {
     let mut metrics = BTreeMap::new();
     let mut add = |name: &str, value: f64| metrics.insert(name.to_owned(), value);
-    match kind {
-        LossKind::PolicyGradient(_) => {
-            add("loss/policy_gradient", report.loss);
-            add("train/clip_fraction", report.clip_fraction);
-            add("train/behavior_kl", report.behavior_kl);
-            add("train/importance_ratio", report.importance_ratio);
-            if let Some(gap) = report.logprob_gap_max {
-                add("train/logprob_gap_max", gap);
-            }
-        }
-        LossKind::CrossEntropy => {
-            add("loss/cross_entropy", report.loss);
-        }
+    if let Some(loss) = report.policy_gradient {
+        add("loss/policy_gradient", loss);
+        add("train/clip_fraction", report.clip_fraction);
+        add("train/behavior_kl", report.behavior_kl);
+        add("train/importance_ratio", report.importance_ratio);
+    }
+    if let Some(gap) = report.logprob_gap_max {
+        add("train/logprob_gap_max", gap);
+    }
+    if let Some(loss) = report.cross_entropy {
+        add("loss/cross_entropy", loss);
     }
     add("train/entropy", report.entropy);
     add("train/gradient_norm", report.gradient_norm);

@@ -9,7 +9,7 @@ use ballast_learner::{
     loss::Clip,
     new_model::{self, Shape},
     optimizer::{AdamW, Loss, MomentsByLoss},
-    train::{LossKind, Trainer},
+    train::{LossKind, Part, StepReport, Trainer},
     worker::{self, Completed, Worker, load_policy},
 };
 use ballast_policy::{ModelConfig, Policy, WEIGHTS_FILE, read_weights, write_weights_bf16};
@@ -333,11 +333,77 @@ fn a_gradient_that_is_not_finite_is_never_applied() {
         behavior_logprobs: vec![0.0, -5.0, -5.0],
         on_policy: false,
     };
-    let kind = LossKind::PolicyGradient(Clip { low: 0.2, high: 0.2 });
-    let report = trainer.step(&[sample(f32::INFINITY)], kind, 1e-2);
+    let part =
+        |sample| Part::whole(vec![sample], LossKind::PolicyGradient(Clip { low: 0.2, high: 0.2 }));
+    let report = trainer.step(&[part(sample(f32::INFINITY))], 1e-2);
     assert!(report.skipped && trainer.policy().flat().equal(&before));
     // Nothing of the bad step stays behind in the gradients or the optimizer.
-    let report = trainer.step(&[sample(1.0)], kind, 1e-2);
+    let report = trainer.step(&[part(sample(1.0))], 1e-2);
     assert!(!report.skipped && !trainer.policy().flat().equal(&before));
     assert_eq!(trainer.optimizer().moments()[&Loss::PolicyGradient].steps, 1);
+}
+
+/// Gradient norm of one step on these parts, and what it said.
+fn step_on(parts: &[Part]) -> StepReport {
+    let policy = load_policy(model(), ballast_policy::Device::Cpu).unwrap();
+    let optimizer = AdamW::new(0.9, 0.95, 0.0, MomentsByLoss::new());
+    Trainer::new(policy, optimizer, 1.0, 64).step(parts, 1e-3)
+}
+
+#[test]
+fn a_joint_step_is_the_weighted_sum_of_its_parts_each_a_mean_over_its_own_tokens() {
+    let sample = |tokens: usize| TrainingSample {
+        token_ids: (1..=tokens as u32).collect(),
+        mask: (0..tokens).map(|at| f32::from(u8::from(at > 0))).collect(),
+        advantages: vec![0.5; tokens],
+        behavior_logprobs: vec![-6.0; tokens],
+        on_policy: false,
+    };
+    let imitate = |tokens, weight| Part {
+        weight,
+        ..Part::whole(vec![sample(tokens)], LossKind::CrossEntropy)
+    };
+    let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-4 * b.abs().max(1.0), "{a} {b}");
+    let one = step_on(&[imitate(9, 1.0)]);
+    let joint = step_on(&[imitate(9, 1.0), imitate(9, 2.5)]);
+    close(joint.gradient_norm, 3.5 * one.gradient_norm);
+    close(joint.loss, 3.5 * one.loss);
+    // Twice the tokens of one part do not make it weigh more.
+    let twice = Part { samples: vec![sample(9), sample(9)], ..imitate(9, 1.0) };
+    close(step_on(&[imitate(9, 1.0), twice]).gradient_norm, 2.0 * one.gradient_norm);
+
+    let explore =
+        Part::whole(vec![sample(5)], LossKind::PolicyGradient(Clip { low: 0.2, high: 0.2 }));
+    let alone = step_on(std::slice::from_ref(&explore));
+    close(step_on(&[explore.clone(), imitate(9, 0.0)]).gradient_norm, alone.gradient_norm);
+    let joint = step_on(&[explore, imitate(9, 0.3)]);
+    close(joint.loss, alone.loss + 0.3 * one.loss);
+    assert_eq!(joint.policy_gradient, alone.policy_gradient);
+    assert_eq!(joint.cross_entropy, one.cross_entropy);
+}
+
+#[test]
+fn a_joint_batch_trains_on_both_and_a_reset_forgets_the_moments() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut worker = Worker::open(&config(runs.path())).unwrap();
+    let joint = |step, reset_optimizer| TrainBatch {
+        kind: StepKind::Joint.into(),
+        demonstrations: sft(step).demonstrations,
+        sft_weight: 0.5,
+        reset_optimizer,
+        ..rl(step)
+    };
+    let completed = perform(&mut worker, &joint(1, false));
+    for name in ["loss/policy_gradient", "loss/cross_entropy"] {
+        assert!(completed.metrics.contains_key(name), "{completed:?}");
+    }
+    // A first step of Adam moves every parameter by the learning rate, whatever came before: with
+    // the moments of step 1 it would not.
+    let moved = |reset| {
+        let runs = tempfile::tempdir().unwrap();
+        let mut worker = Worker::open(&config(runs.path())).unwrap();
+        perform(&mut worker, &joint(1, false));
+        perform(&mut worker, &joint(2, reset)).manifest_hash
+    };
+    assert_ne!(moved(true), moved(false));
 }

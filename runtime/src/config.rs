@@ -133,6 +133,48 @@ pub struct Sft {
     pub cold_start_learning_rate: f64,
     /// Learning rate of an SFT step after the cold start.
     pub learning_rate: f64,
+    /// What SFT steps after the cold start imitate.
+    pub source: SftSource,
+    /// With source "failed": which tasks.
+    pub failed: FailedTasks,
+}
+
+/// What SFT steps after the cold start imitate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SftSource {
+    /// The fixed set of demonstrations.
+    Demonstrations,
+    /// Demonstrations of the very tasks that the policy failed lately (erroneous-task supervision):
+    /// an expert is asked for one as soon as a group has failed. Where there is none yet, the fixed
+    /// set.
+    Failed,
+}
+
+/// Which explored tasks are demonstrated for SFT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FailedTasks {
+    /// When a group has failed.
+    pub criterion: FailureCriterion,
+    /// RL steps that are looked back on.
+    pub window: u64,
+}
+
+/// When a group of siblings has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCriterion {
+    /// No sibling was fully right.
+    AllFail,
+    /// Not every sibling was fully right.
+    AnyFail,
+}
+
+impl Default for FailedTasks {
+    fn default() -> Self {
+        Self { criterion: FailureCriterion::AllFail, window: 10 }
+    }
 }
 
 /// Optimizer settings that RL and SFT share: AdamW (Loshchilov and Hutter 2019).
@@ -303,7 +345,13 @@ impl Default for Rl {
 
 impl Default for Sft {
     fn default() -> Self {
-        Self { batch: 32, cold_start_learning_rate: 1e-3, learning_rate: 1e-4 }
+        Self {
+            batch: 32,
+            cold_start_learning_rate: 1e-3,
+            learning_rate: 1e-4,
+            source: SftSource::Demonstrations,
+            failed: FailedTasks::default(),
+        }
     }
 }
 

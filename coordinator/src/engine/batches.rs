@@ -7,7 +7,10 @@
 //!
 //! Invariant: `answered <= served <= recorded`, all of them positions in one sequence.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use ballast_proto::{
     EpisodeId, Generation, GroupId,
@@ -40,12 +43,16 @@ pub struct Batch {
     pub learning_rate: f64,
     /// Part of the run it belongs to.
     pub phase: Phase,
-    /// Groups of an RL batch.
+    /// Groups of an RL or a joint batch.
     pub groups: Vec<Group>,
-    /// Demonstrations of an SFT batch.
+    /// Demonstrations of an SFT or a joint batch.
     pub demonstrations: Vec<Arc<TrajectorySummary>>,
     /// Flat groups that later ones took the place of.
     pub replaced: Vec<Group>,
+    /// Weight of the cross-entropy of a joint batch.
+    pub sft_weight: f64,
+    /// Whether the optimizer forgets its moments before the step.
+    pub reset_optimizer: bool,
 }
 
 impl Batch {
@@ -69,6 +76,8 @@ impl Batch {
             groups: groups(&self.groups),
             demonstrations: episodes(&self.demonstrations),
             replaced: groups(&self.replaced),
+            sft_weight_bits: self.sft_weight.to_bits(),
+            reset_optimizer: self.reset_optimizer,
         }
     }
 
@@ -91,7 +100,7 @@ impl Batch {
 
 fn order(step: u64, kind: StepKind) -> (u64, u8) {
     let rank = match kind {
-        StepKind::Unspecified | StepKind::Rl | StepKind::Sft => 0,
+        StepKind::Unspecified | StepKind::Rl | StepKind::Sft | StepKind::Joint => 0,
         StepKind::Checkpoint => 1,
         StepKind::Finish => 2,
     };
@@ -323,6 +332,12 @@ impl Batches {
             let sampled = recorded.batch.groups.iter().flat_map(|group| &group.trajectories);
             self.released.extend(sampled.map(|one| EpisodeId(one.episode_id)));
         }
+    }
+
+    /// Demonstrations in batches that are kept.
+    pub(super) fn demonstrations(&self) -> BTreeSet<EpisodeId> {
+        let kept = self.recorded.iter().flat_map(|recorded| &recorded.batch.demonstrations);
+        kept.map(|one| EpisodeId(one.episode_id)).collect()
     }
 
     /// Sampled trajectories that no learner can ask for again, since the last call.

@@ -8,6 +8,9 @@ fn batch(step: u64, kind: StepKind) -> Arc<Batch> {
         phase: Phase::Rl,
         groups: Vec::new(),
         demonstrations: Vec::new(),
+        replaced: Vec::new(),
+        sft_weight: 0.0,
+        reset_optimizer: false,
     })
 }
 
@@ -15,14 +18,13 @@ fn request(last_step: u64) -> NextBatchRequest {
     NextBatchRequest { learner_id: "l".into(), generation: 1, last_step, ..Default::default() }
 }
 
-/// Steps 1 and 2, the checkpoint of 2, and step 3: recorded and durable.
+/// Steps 1 and 2, the checkpoint of 2, and step 3.
 fn batches() -> Batches {
     let mut batches = Batches::default();
     let kinds =
         [(1, StepKind::Sft), (2, StepKind::Rl), (2, StepKind::Checkpoint), (3, StepKind::Rl)];
     for (step, kind) in kinds {
-        let index = batches.record(batch(step, kind));
-        batches.mark_durable(index);
+        batches.record(batch(step, kind));
     }
     batches
 }
@@ -45,16 +47,6 @@ fn batches_are_served_in_order_two_ahead_at_most() {
     assert_eq!(served(&mut batches), [(1, StepKind::Sft), (2, StepKind::Rl)]);
     answer(&mut batches, 1, StepKind::Sft).expect("in order");
     assert_eq!(served(&mut batches), [(2, StepKind::Checkpoint)]);
-}
-
-#[test]
-fn a_batch_is_not_served_before_it_is_durable() {
-    let mut batches = Batches::default();
-    batches.connect(StreamId(1), &request(0)).expect("accepted");
-    let index = batches.record(batch(1, StepKind::Sft));
-    assert!(batches.serve().is_none());
-    batches.mark_durable(index);
-    assert!(batches.serve().is_some());
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub const EPISODE_ATTEMPTS_MAX: u32 = 8;
 pub(super) enum Purpose {
     /// The demonstration of this index.
     Demonstration { index: usize },
+    /// A demonstration of a task that the policy failed.
+    Correction { index: usize },
     /// A sibling of an RL group.
     Sibling { group: GroupId, index: usize },
     /// An episode of the evaluation with this serial number.
@@ -113,7 +115,7 @@ impl Dispatch {
     /// Queues an episode behind its like.
     pub(super) fn want(&mut self, wanted: Wanted) {
         let rank = match wanted.purpose {
-            Purpose::Demonstration { .. } => Rank::Demonstration,
+            Purpose::Demonstration { .. } | Purpose::Correction { .. } => Rank::Demonstration,
             Purpose::Evaluation { .. } => Rank::Evaluation,
             Purpose::Sibling { .. } => Rank::Explore,
         };
@@ -153,7 +155,9 @@ impl Dispatch {
         self.next = episode.next();
         let group_id = match wanted.purpose {
             Purpose::Sibling { group, .. } => Some(group.0),
-            Purpose::Demonstration { .. } | Purpose::Evaluation { .. } => None,
+            Purpose::Demonstration { .. }
+            | Purpose::Correction { .. }
+            | Purpose::Evaluation { .. } => None,
         };
         let assignment = Assignment {
             episode_id: episode.0,

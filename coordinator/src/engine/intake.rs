@@ -110,7 +110,9 @@ impl Engine {
         let wanted = &self.dispatch.get(episode)?.wanted;
         let group_id = match wanted.purpose {
             Purpose::Sibling { group, .. } => Some(group.0),
-            Purpose::Demonstration { .. } | Purpose::Evaluation { .. } => None,
+            Purpose::Demonstration { .. }
+            | Purpose::Correction { .. }
+            | Purpose::Evaluation { .. } => None,
         };
         let is_as_assigned = trajectory.task.as_ref() == Some(&wanted.task)
             && trajectory.mode() == wanted.mode
@@ -179,6 +181,10 @@ impl Engine {
     fn deliver(&mut self, purpose: Purpose, trajectory: Arc<TrajectorySummary>) {
         match purpose {
             Purpose::Demonstration { index } => self.demonstrations.record(index, trajectory),
+            Purpose::Correction { index } => {
+                let late = self.corrections.record(index, trajectory);
+                self.release(late);
+            }
             Purpose::Sibling { group, index } => self.groups.finish(group, index, trajectory),
             Purpose::Evaluation { serial, index } => {
                 if let Some(evaluation) = self.evaluation.as_mut().filter(|one| one.is(serial)) {
@@ -195,6 +201,7 @@ impl Engine {
         self.push(Command::Warn(format!("{purpose:?} is given up after {attempts} attempts")));
         match purpose {
             Purpose::Demonstration { index } => self.demonstrations.give_up(index),
+            Purpose::Correction { index } => self.corrections.give_up(index),
             Purpose::Sibling { group, index } => self.groups.drop_sibling(group, index),
             Purpose::Evaluation { serial, index } => {
                 if let Some(evaluation) = self.evaluation.as_mut().filter(|one| one.is(serial)) {

@@ -13,6 +13,7 @@ mod admin;
 mod admission;
 mod batches;
 mod command;
+mod corrections;
 mod demonstrations;
 mod dispatch;
 mod ending;
@@ -57,9 +58,9 @@ pub use schedule::Phase;
 pub use statistics::{of_actors, summarize};
 
 use self::{
-    batches::Batches, demonstrations::Demonstrations, dispatch::Dispatch, dispatch::Wanted,
-    ending::Ending, evaluation::Evaluation, groups::Groups, ledger::Ledger, lengths::Lengths,
-    membership::Membership, meter::Meter, records::Records, schedule::Schedule,
+    batches::Batches, corrections::Corrections, demonstrations::Demonstrations, dispatch::Dispatch,
+    dispatch::Wanted, ending::Ending, evaluation::Evaluation, groups::Groups, ledger::Ledger,
+    lengths::Lengths, membership::Membership, meter::Meter, records::Records, schedule::Schedule,
 };
 use crate::result::CheckpointResult;
 
@@ -75,6 +76,7 @@ pub struct Engine {
     members: Membership,
     dispatch: Dispatch,
     demonstrations: Demonstrations,
+    corrections: Corrections,
     groups: Groups,
     /// The evaluation under way; training waits for it.
     evaluation: Option<Evaluation>,
@@ -133,6 +135,7 @@ impl Engine {
             members: Membership::default(),
             dispatch,
             demonstrations,
+            corrections: Corrections::new(seed, config.sft.batch),
             groups: Groups::new(&config.rl),
             evaluation: None,
             evaluations: Vec::new(),

@@ -15,6 +15,8 @@ pub(super) enum Domain {
     Epoch = 3,
     /// Sampling seed of the evaluated task with seed `a`; equal in every evaluation.
     Evaluation = 4,
+    /// Order of the demonstrations of failed tasks in SFT step `a`.
+    Correction = 5,
 }
 
 /// Generator of one draw.

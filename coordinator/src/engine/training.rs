@@ -5,16 +5,18 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use ballast_proto::{
     EpisodeId, Generation, ManifestHash, PolicyVersion,
     v1::{
-        CheckpointWritten, CompleteStepRequest, NextBatchRequest, StepFinished, StepKind, effect,
+        CheckpointWritten, CompleteStepRequest, NextBatchRequest, StepFinished, StepKind,
+        TrajectorySummary, effect,
     },
 };
+use ballast_runtime::config::SftSource;
 
 use super::{
     Batch, CallId, Command, Engine, SERVED_AHEAD_MAX, StreamId,
     batches::Completion,
     evaluation::{Evaluation, EvaluationName},
     groups::Taken,
-    schedule::{Action, Phase, Step},
+    schedule::{Action, Phase, Step, kind_name},
     statistics,
 };
 use crate::{
@@ -106,7 +108,7 @@ impl Engine {
         let (step, kind) = (request.step, request.kind());
         let hash = match kind {
             StepKind::Unspecified => return Err("kind is missing".into()),
-            StepKind::Rl | StepKind::Sft => Some(
+            StepKind::Rl | StepKind::Sft | StepKind::Joint => Some(
                 ManifestHash::from_wire(&request.manifest_hash)
                     .ok_or("manifest_hash must have 32 bytes")?,
             ),
@@ -160,7 +162,7 @@ impl Engine {
     ) {
         let took = self.meter.learner_answered(self.batches.outstanding() > 0);
         match batch.kind {
-            StepKind::Rl | StepKind::Sft => {
+            StepKind::Rl | StepKind::Sft | StepKind::Joint => {
                 self.version = PolicyVersion(batch.step);
                 self.effect(effect::Effect::Step(StepFinished {
                     step: batch.step,
@@ -178,6 +180,8 @@ impl Engine {
     fn checkpoint_written(&mut self, step: u64, path: Option<String>) {
         let released = self.batches.take_released();
         self.release(released);
+        let retired = self.corrections.take_retired(&self.batches.demonstrations());
+        self.release(retired);
         let Some(path) = path else { return };
         self.push(Command::Inform(format!("checkpoint of step {step}: {path}")));
         let written = CheckpointWritten { step, path: path.clone() };
@@ -223,7 +227,7 @@ impl Engine {
         self.push(Command::WriteMetrics(MetricsLine {
             t: now.as_secs_f64(),
             step: batch.step,
-            kind: if batch.kind == StepKind::Rl { "rl" } else { "sft" },
+            kind: kind_name(batch.kind),
             phase: batch.phase.as_str(),
             name: None,
             values,
@@ -249,6 +253,7 @@ impl Engine {
             for group in &batch.groups {
                 group.trajectories.iter().for_each(|one| self.lengths.train(one.tokens));
             }
+            self.correct(&batch);
             let replaced = batch.replaced.iter().flat_map(|group| &group.trajectories);
             let replaced: Vec<_> = replaced.map(|one| EpisodeId(one.episode_id)).collect();
             self.release(replaced);
@@ -259,19 +264,59 @@ impl Engine {
     }
 
     fn train_batch(&mut self, step: Step) -> Option<Batch> {
-        let nothing = Taken { groups: Vec::new(), replaced: Vec::new() };
-        let (Taken { groups, replaced }, demonstrations) = match step.kind {
-            StepKind::Rl => (self.groups.take_batch()?, Vec::new()),
-            _ => (nothing, self.demonstrations.batch(step.index)?),
+        let demonstrations = match step.kind {
+            StepKind::Rl => Vec::new(),
+            _ => self.demonstrations_for(&step)?,
         };
-        let Step { step, kind, learning_rate, phase, .. } = step;
-        Some(Batch { step, kind, learning_rate, phase, groups, demonstrations, replaced })
+        let Taken { groups, replaced } = match step.kind {
+            StepKind::Sft => Taken { groups: Vec::new(), replaced: Vec::new() },
+            _ => self.groups.take_batch()?,
+        };
+        let Step { step, kind, learning_rate, sft_weight, reset_optimizer, phase, .. } = step;
+        Some(Batch {
+            step,
+            kind,
+            learning_rate,
+            phase,
+            groups,
+            demonstrations,
+            replaced,
+            sft_weight,
+            reset_optimizer,
+        })
+    }
+
+    /// What an SFT or joint step imitates; `None` while some of it is still being recorded.
+    fn demonstrations_for(&self, step: &Step) -> Option<Vec<Arc<TrajectorySummary>>> {
+        let index = step.sft_index;
+        let wants_failed = self.config.sft.source == SftSource::Failed;
+        if step.phase == Phase::ColdStart || !wants_failed || self.corrections.is_empty() {
+            return self.demonstrations.batch(index);
+        }
+        self.corrections.batch(index)
     }
 
     pub(super) fn bare_batch(&self, step: u64, kind: StepKind) -> Batch {
-        let (groups, replaced, demonstrations) = (Vec::new(), Vec::new(), Vec::new());
-        let phase = self.schedule.phase();
-        Batch { step, kind, learning_rate: 0.0, phase, groups, demonstrations, replaced }
+        Batch {
+            step,
+            kind,
+            learning_rate: 0.0,
+            phase: self.schedule.phase(),
+            groups: Vec::new(),
+            demonstrations: Vec::new(),
+            replaced: Vec::new(),
+            sft_weight: 0.0,
+            reset_optimizer: false,
+        }
+    }
+
+    /// Asks an expert for the tasks of a batch that the policy failed, if SFT is to imitate those.
+    fn correct(&mut self, batch: &Batch) {
+        if self.config.sft.source != SftSource::Failed || batch.kind == StepKind::Sft {
+            return;
+        }
+        let wanted = self.corrections.select(batch, &self.config.sft.failed);
+        wanted.into_iter().for_each(|one| self.dispatch.want(one));
     }
 
     /// Starts an evaluation once everything planned is finished, and concludes it once it is done.

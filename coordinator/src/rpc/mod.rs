@@ -34,7 +34,7 @@ use tonic::{
 
 use crate::{
     driver::{Input, Question, View},
-    journal::{Reader, writer::Intake},
+    journal::{Intake, Reader},
 };
 
 /// Why the services ended or never began.

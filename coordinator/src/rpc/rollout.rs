@@ -170,7 +170,7 @@ impl Session {
         // Waiting here stops the reading of this stream: the journal sets the pace.
         let permit = self.handle.intake.reserve(bytes.len()).await;
         let permit = permit.ok_or_else(|| Status::unavailable("the run is over"))?;
-        let payload = Payload { trajectory: Arc::new(trajectory), bytes, permit };
+        let payload = Payload { bytes, permit };
         self.handle.send(Input::Trajectory(session, event, payload)).await
     }
 }

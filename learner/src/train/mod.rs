@@ -4,4 +4,4 @@ mod micro_batch;
 mod step;
 
 pub use micro_batch::MicroBatch;
-pub use step::{LossKind, StepReport, Trainer};
+pub use step::{LossKind, Part, StepReport, Trainer};

@@ -12,7 +12,7 @@ use crate::{
     optimizer::{AdamW, Loss, clip},
 };
 
-/// Which loss part the samples feed.
+/// Which loss the samples feed.
 #[derive(Clone, Copy, Debug)]
 pub enum LossKind {
     /// Clipped policy gradient on the advantages.
@@ -21,12 +21,36 @@ pub enum LossKind {
     CrossEntropy,
 }
 
-impl LossKind {
-    fn loss(self) -> Loss {
-        match self {
-            Self::PolicyGradient(_) => Loss::PolicyGradient,
-            Self::CrossEntropy => Loss::CrossEntropy,
-        }
+/// A part of a step's loss: the mean of one loss over the trained tokens of its samples, times a
+/// weight. The loss of the step is the sum of its parts.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// What it trains on.
+    pub samples: Vec<TrainingSample>,
+    /// How.
+    pub kind: LossKind,
+    /// Its weight in the sum.
+    pub weight: f64,
+}
+
+impl Part {
+    /// The only part of a step.
+    #[must_use]
+    pub fn whole(samples: Vec<TrainingSample>, kind: LossKind) -> Self {
+        Self { samples, kind, weight: 1.0 }
+    }
+
+    fn trained_tokens(&self) -> f64 {
+        self.samples.iter().map(TrainingSample::trained_tokens).sum()
+    }
+}
+
+/// Whose moments a step uses. A joint step has some of its own: its gradients are like neither's.
+fn moments_of(parts: &[Part]) -> Loss {
+    match parts {
+        [Part { kind: LossKind::PolicyGradient(_), .. }] => Loss::PolicyGradient,
+        [Part { kind: LossKind::CrossEntropy, .. }] => Loss::CrossEntropy,
+        _ => Loss::Joint,
     }
 }
 
@@ -35,8 +59,12 @@ impl LossKind {
 pub struct StepReport {
     /// A loss or gradient was not finite; nothing was applied.
     pub skipped: bool,
-    /// Loss per trained token.
+    /// Sum of the parts of the loss.
     pub loss: f64,
+    /// Policy-gradient loss per trained token; absent without that part.
+    pub policy_gradient: Option<f64>,
+    /// Cross-entropy per trained token, before its weight; absent without that part.
+    pub cross_entropy: Option<f64>,
     /// Global gradient norm before clipping.
     pub gradient_norm: f64,
     /// Mean entropy of the policy at the trained positions, nats.
@@ -93,38 +121,59 @@ impl Trainer {
         &self.optimizer
     }
 
-    /// One optimizer step over all samples; every trained token weighs the same, whatever the length
-    /// of its sequence (token mean, DAPO eq. 8). Samples without a trained token, such as a batch of
-    /// groups without reward spread, leave the weights as they are.
-    pub fn step(
-        &mut self,
-        samples: &[TrainingSample],
-        kind: LossKind,
-        learning_rate: f64,
-    ) -> StepReport {
+    /// Forgets the optimizer's history.
+    pub fn reset_optimizer(&mut self) {
+        self.optimizer.reset();
+    }
+
+    /// One optimizer step on the sum of the parts. In a part every trained token weighs the same,
+    /// whatever the length of its sequence (token mean, DAPO eq. 8). Samples without a trained token,
+    /// such as a batch of groups without reward spread, leave the weights as they are.
+    pub fn step(&mut self, parts: &[Part], learning_rate: f64) -> StepReport {
         let started = Instant::now();
-        let device = self.policy.device();
-        let trained_tokens: f64 = samples.iter().map(TrainingSample::trained_tokens).sum();
-        let mut report = StepReport { trained_tokens, importance_ratio: 1.0, ..Default::default() };
-        if trained_tokens > 0.0 {
+        let mut report = StepReport { importance_ratio: 1.0, ..Default::default() };
+        report.trained_tokens = parts.iter().map(Part::trained_tokens).sum();
+        if report.trained_tokens > 0.0 {
             self.zero_gradients();
-            if matches!(kind, LossKind::PolicyGradient(_)) {
-                report.importance_ratio = 0.0;
+            for part in parts.iter().filter(|part| part.trained_tokens() > 0.0) {
+                self.accumulate_part(part, &mut report);
             }
-            for batch in MicroBatch::split(samples, self.micro_batch_tokens, device) {
-                self.accumulate(&batch, kind, &mut report);
-            }
-            self.apply(kind.loss(), learning_rate, &mut report);
+            report.entropy /= report.trained_tokens;
+            self.apply(moments_of(parts), learning_rate, &mut report);
         }
         report.seconds = started.elapsed().as_secs_f64();
         report
     }
 
-    /// Forward and backward of one micro-batch; gradients add up in the leaves.
-    fn accumulate(&self, batch: &MicroBatch, kind: LossKind, report: &mut StepReport) {
+    /// Forward and backward of one part; gradients add up in the leaves.
+    fn accumulate_part(&self, part: &Part, report: &mut StepReport) {
+        if matches!(part.kind, LossKind::PolicyGradient(_)) {
+            report.importance_ratio = 0.0;
+        }
+        let share = 1.0 / part.trained_tokens();
+        let device = self.policy.device();
+        let mut loss = 0.0;
+        for batch in MicroBatch::split(&part.samples, self.micro_batch_tokens, device) {
+            loss += self.accumulate(&batch, part, share, report);
+        }
+        match part.kind {
+            LossKind::PolicyGradient(_) => report.policy_gradient = Some(loss),
+            LossKind::CrossEntropy => report.cross_entropy = Some(loss),
+        }
+        report.loss += part.weight * loss;
+    }
+
+    /// Forward and backward of one micro-batch, of which every token counts `share`. Returns its
+    /// share of the part's loss, before its weight.
+    fn accumulate(
+        &self,
+        batch: &MicroBatch,
+        part: &Part,
+        share: f64,
+        report: &mut StepReport,
+    ) -> f64 {
         let (logprobs, entropy) = token_logprobs(&self.policy, batch);
-        let share = 1.0 / report.trained_tokens;
-        let loss = match kind {
+        let loss = match part.kind {
             LossKind::CrossEntropy => cross_entropy(&logprobs),
             LossKind::PolicyGradient(clip) => {
                 let part =
@@ -138,10 +187,15 @@ impl Trainer {
                 part.loss
             }
         } * share;
-        loss.backward();
-        report.loss += loss.double_value(&[]);
-        report.entropy += entropy * share;
+        // A weight of 1 must not cost a rounding: a step of one part is what it always was.
+        if part.weight == 1.0 {
+            loss.backward()
+        } else {
+            (&loss * part.weight).backward()
+        };
+        report.entropy += entropy;
         report.processed_tokens += batch.grid_tokens() as f64;
+        loss.double_value(&[])
     }
 
     fn apply(&mut self, loss: Loss, learning_rate: f64, report: &mut StepReport) {

@@ -17,6 +17,9 @@ pub enum ScheduleKind {
     Adaptive,
     /// A cold start of SFT, then the phases listed in `phases`.
     Phases,
+    /// A cold start of SFT, then steps that do both at once: policy gradient plus `sft_weight` times
+    /// the cross-entropy.
+    Joint,
     /// SFT alone for `steps` steps (the control arm; also plain fine-tuning).
     SftOnly,
 }
@@ -31,6 +34,7 @@ impl ScheduleKind {
             Self::Interleave => "interleave",
             Self::Adaptive => "adaptive",
             Self::Phases => "phases",
+            Self::Joint => "joint",
             Self::SftOnly => "sft_only",
         }
     }
@@ -52,6 +56,8 @@ pub struct Schedule {
     pub rl_steps: u64,
     /// Interleave: SFT steps in a cycle. Adaptive: with `rl_steps`, the share it begins with.
     pub sft_steps: u64,
+    /// Joint: weight of the cross-entropy beside the policy gradient, each a mean over its own tokens.
+    pub sft_weight: f64,
     /// Upper bound of the cold start, in SFT steps; 0 skips it. "rl_only" has none.
     pub cold_start_steps_max: u64,
     /// The cold start ends when a check (on the validation split) reaches this success rate.
@@ -104,6 +110,8 @@ pub enum PhaseKind {
     Interleave,
     /// As [`ScheduleKind::Adaptive`]; the share carries over from an earlier phase of this kind.
     Adaptive,
+    /// As [`ScheduleKind::Joint`].
+    Joint,
 }
 
 /// A part of a schedule with a name. It ends after `steps`, or when `until` is met, whichever is
@@ -117,8 +125,10 @@ pub struct SchedulePhase {
     pub kind: PhaseKind,
     /// Most steps it takes; 0: no bound of its own.
     pub steps: u64,
-    /// Learning rate of its RL and SFT steps; 0: those of `rl` and `sft`.
+    /// Learning rate of all its steps; 0: those of `rl` and `sft`.
     pub learning_rate: f64,
+    /// The optimizer forgets its moments when the phase begins.
+    pub reset_optimizer: bool,
     /// What else ends it.
     pub until: PhaseEnd,
 }
@@ -148,6 +158,7 @@ impl Default for Schedule {
             steps: 120,
             rl_steps: 4,
             sft_steps: 1,
+            sft_weight: 0.1,
             cold_start_steps_max: 200,
             cold_start_success: 0.4,
             cold_start_check_every: 10,
@@ -180,6 +191,7 @@ impl Default for SchedulePhase {
             kind: PhaseKind::Rl,
             steps: 0,
             learning_rate: 0.0,
+            reset_optimizer: false,
             until: PhaseEnd::default(),
         }
     }

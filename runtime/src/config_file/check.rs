@@ -133,6 +133,7 @@ fn check_training(config: &Config, faults: &mut Faults) {
     faults.range("rl.group_size", rl.group_size, 2..=1024);
     faults.range("rl.groups_per_batch", rl.groups_per_batch, 1..=COUNT_MAX);
     faults.range("rl.staleness_max", rl.staleness_max, 0..=STALENESS_MAX);
+    faults.range("rl.replaced_max", rl.replaced_max, 0..=COUNT_MAX);
     // Exploration needs a spread: greedy siblings are all the same, and their advantages zero.
     faults.range("rl.temperature", rl.temperature, 0.01..=TEMPERATURE_MAX);
     faults.range("rl.learning_rate", rl.learning_rate, LEARNING_RATE);
@@ -142,6 +143,7 @@ fn check_training(config: &Config, faults: &mut Faults) {
     faults.range("sft.batch", sft.batch, 1..=COUNT_MAX);
     faults.range("sft.cold_start_learning_rate", sft.cold_start_learning_rate, LEARNING_RATE);
     faults.range("sft.learning_rate", sft.learning_rate, LEARNING_RATE);
+    faults.range("sft.failed.window", sft.failed.window, 1..=1024);
     let optimizer = &config.optimizer;
     // AdamW divides by 1 - beta^t.
     faults.range("optimizer.beta1", optimizer.beta1, 0.0..=0.999_999);

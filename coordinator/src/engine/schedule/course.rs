@@ -18,6 +18,10 @@ pub(super) struct Decided {
     pub(super) kind: StepKind,
     /// Learning rate of its phase, where it has one of its own.
     pub(super) learning_rate: Option<f64>,
+    /// Weight of the cross-entropy of a joint step.
+    pub(super) sft_weight: f64,
+    /// Whether the optimizer forgets its moments first.
+    pub(super) reset_optimizer: bool,
     pub(super) phase: Phase,
     /// Name of its phase.
     pub(super) phase_name: String,
@@ -68,12 +72,16 @@ impl Course {
             notes.push(Decision { step, what: title.clone(), reason: self.why.clone() });
         }
         let (kind, why) = self.kind_of_next(phase.kind);
-        let what = if kind == StepKind::Rl { "rl step" } else { "sft step" };
-        notes.push(Decision { step, what: what.into(), reason: format!("{title}: {why}") });
+        let what = format!("{} step", kind_name(kind));
+        notes.push(Decision { step, what, reason: format!("{title}: {why}") });
+        let reset_optimizer = phase.reset_optimizer && self.watch.steps() == 0;
         self.watch.decide(step);
         self.steps += 1;
+        let sft_weight = if kind == StepKind::Joint { self.settings.sft_weight } else { 0.0 };
         Some(Decided {
             kind,
+            sft_weight,
+            reset_optimizer,
             learning_rate: (phase.learning_rate > 0.0).then_some(phase.learning_rate),
             phase: shown_as(phase.kind),
             phase_name: phase.name,
@@ -154,6 +162,10 @@ impl Course {
         match kind {
             PhaseKind::Rl => (StepKind::Rl, "RL alone".into()),
             PhaseKind::Sft => (StepKind::Sft, "SFT alone".into()),
+            PhaseKind::Joint => {
+                let weight = self.settings.sft_weight;
+                (StepKind::Joint, format!("RL and {weight} times SFT"))
+            }
             PhaseKind::Interleave => {
                 let (rl, sft) = (self.settings.rl_steps, self.settings.sft_steps);
                 let cycle = rl.saturating_add(sft).max(1);
@@ -194,14 +206,24 @@ fn phases_of(settings: &config::Schedule) -> (Vec<SchedulePhase>, bool) {
         ScheduleKind::SftOnly => one("sft", PhaseKind::Sft),
         ScheduleKind::Interleave => one("interleave", PhaseKind::Interleave),
         ScheduleKind::Adaptive => one("adaptive", PhaseKind::Adaptive),
+        ScheduleKind::Joint => one("joint", PhaseKind::Joint),
         ScheduleKind::Phases => (settings.phases.clone(), settings.repeat),
+    }
+}
+
+/// Name of a kind of step, in decisions and in metrics.
+pub(in crate::engine) fn kind_name(kind: StepKind) -> &'static str {
+    match kind {
+        StepKind::Rl => "rl",
+        StepKind::Joint => "joint",
+        _ => "sft",
     }
 }
 
 fn shown_as(kind: PhaseKind) -> Phase {
     match kind {
         PhaseKind::Sft => Phase::Sft,
-        PhaseKind::Rl | PhaseKind::Interleave | PhaseKind::Adaptive => Phase::Rl,
+        PhaseKind::Rl | PhaseKind::Interleave | PhaseKind::Adaptive | PhaseKind::Joint => Phase::Rl,
     }
 }
 

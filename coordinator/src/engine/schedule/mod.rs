@@ -22,7 +22,7 @@ use ballast_proto::v1::StepKind;
 use ballast_runtime::config::{self, Config, ScheduleKind};
 use serde::{Deserialize, Serialize};
 
-pub(super) use self::describe::Description;
+pub(super) use self::{course::kind_name, describe::Description};
 use self::{
     course::{Course, Decided},
     stage::{Stage, StageEvent},
@@ -66,9 +66,13 @@ impl Phase {
 pub(super) struct Step {
     pub(super) step: u64,
     pub(super) kind: StepKind,
-    /// Number of this batch among those of its kind, from 0.
-    pub(super) index: u64,
+    /// Number of this step among those with demonstrations, from 0.
+    pub(super) sft_index: u64,
     pub(super) learning_rate: f64,
+    /// Weight of the cross-entropy of a joint step.
+    pub(super) sft_weight: f64,
+    /// Whether the optimizer forgets its moments first.
+    pub(super) reset_optimizer: bool,
     pub(super) phase: Phase,
 }
 
@@ -290,7 +294,7 @@ impl Schedule {
 
     /// Whether the next thing to plan is an SFT step.
     pub(super) fn wants_demonstrations(&self) -> bool {
-        let sft = |decided: &Decided| decided.kind == StepKind::Sft;
+        let sft = |decided: &Decided| decided.kind != StepKind::Rl;
         let next = match self.stage {
             Stage::ColdStart => true,
             Stage::Main => self.decided.front().is_some_and(sft),
@@ -304,7 +308,7 @@ impl Schedule {
     pub(super) fn rl_step(&self, index: u64) -> Option<u64> {
         let ahead = usize::try_from(index.checked_sub(self.rl_batches)?).ok()?;
         let steps = (self.step + 1..).zip(&self.decided);
-        let mut rl = steps.filter(|(_, decided)| decided.kind == StepKind::Rl);
+        let mut rl = steps.filter(|(_, decided)| decided.kind != StepKind::Sft);
         rl.nth(ahead).map(|(step, _)| step)
     }
 
@@ -379,30 +383,37 @@ impl Schedule {
         let step = self.step + 1;
         let warm_up = (step as f64 / WARM_UP_STEPS as f64).min(1.0);
         let learning_rate = self.sft.cold_start_learning_rate * warm_up;
-        let (kind, index) = (StepKind::Sft, self.sft_batches);
-        Step { step, kind, index, learning_rate, phase: Phase::ColdStart }
+        Step {
+            step,
+            kind: StepKind::Sft,
+            sft_index: self.sft_batches,
+            learning_rate,
+            sft_weight: 0.0,
+            reset_optimizer: false,
+            phase: Phase::ColdStart,
+        }
     }
 
     fn main_step(&self, decided: &Decided) -> Step {
-        let (index, learning_rate) = match decided.kind {
-            StepKind::Rl => (self.rl_batches, self.rl_learning_rate),
-            _ => (self.sft_batches, self.sft.learning_rate),
+        let learning_rate = match decided.kind {
+            StepKind::Sft => self.sft.learning_rate,
+            _ => self.rl_learning_rate,
         };
         Step {
             step: self.step + 1,
             kind: decided.kind,
-            index,
+            sft_index: self.sft_batches,
             learning_rate: decided.learning_rate.unwrap_or(learning_rate),
+            sft_weight: decided.sft_weight,
+            reset_optimizer: decided.reset_optimizer,
             phase: decided.phase,
         }
     }
 
     fn advance_step(&mut self, planned: Step) {
         self.step = planned.step;
-        match planned.kind {
-            StepKind::Rl => self.rl_batches += 1,
-            _ => self.sft_batches += 1,
-        }
+        self.rl_batches += u64::from(planned.kind != StepKind::Sft);
+        self.sft_batches += u64::from(planned.kind != StepKind::Rl);
         if self.stage == Stage::Main {
             self.decided.pop_front();
             return;

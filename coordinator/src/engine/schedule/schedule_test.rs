@@ -100,8 +100,8 @@ fn each_kind_plays_its_table() {
 
 #[test]
 fn the_step_of_each_rl_batch_is_where_the_plan_puts_it() {
-    use ScheduleKind::{Adaptive, Interleave, Phases, RlOnly, SftOnly, SftThenRl};
-    for kind in [Interleave, SftThenRl, SftOnly, RlOnly, Adaptive, Phases] {
+    use ScheduleKind::{Adaptive, Interleave, Joint, Phases, RlOnly, SftOnly, SftThenRl};
+    for kind in [Interleave, SftThenRl, SftOnly, RlOnly, Adaptive, Phases, Joint] {
         let mut config = config(kind, 4, 11);
         config.schedule.phases = vec![config::SchedulePhase::default()];
         config.schedule.phases[0].until.all_fail_groups = 1;
@@ -122,8 +122,8 @@ fn the_step_of_each_rl_batch_is_where_the_plan_puts_it() {
                     schedule.conclude(0.0);
                     continue;
                 }
-                Action::Train(step) if step.kind == StepKind::Rl => {
-                    planned.insert(step.index, step.step);
+                Action::Train(step) if step.kind != StepKind::Sft => {
+                    planned.insert(planned.len() as u64, step.step);
                     let failed = [("groups/all_fail".to_owned(), 1.0)];
                     schedule.observe(step.step, &failed.into());
                 }
@@ -139,14 +139,14 @@ fn the_step_of_each_rl_batch_is_where_the_plan_puts_it() {
 
 #[test]
 fn a_change_leaves_what_is_decided_and_acts_on_the_rest() {
-    let mut schedule = Schedule::new(&config(ScheduleKind::SftThenRl, 0, 9));
+    let mut config = config(ScheduleKind::SftThenRl, 0, 9);
+    let mut schedule = Schedule::new(&config);
     schedule.advance();
     schedule.conclude(0.0);
     schedule.decide_to(3);
-    let mut settings = schedule.settings().clone();
-    settings.kind = ScheduleKind::SftOnly;
-    settings.steps = 5;
-    assert_eq!(schedule.change(settings.clone(), "why"), Ok(4));
+    config.schedule.kind = ScheduleKind::SftOnly;
+    config.schedule.steps = 5;
+    assert_eq!(schedule.change(&config, "why"), Ok(4));
     let mut kinds = Vec::new();
     while let Action::Train(step) = schedule.next() {
         kinds.push(step.kind);
@@ -157,7 +157,7 @@ fn a_change_leaves_what_is_decided_and_acts_on_the_rest() {
     }
     use StepKind::{Rl, Sft};
     assert_eq!(kinds, [Rl, Rl, Rl, Sft, Sft]);
-    assert!(schedule.change(settings, "why").is_err(), "every step is planned");
+    assert!(schedule.change(&config, "why").is_err(), "every step is planned");
 }
 
 #[test]

@@ -1,76 +1,97 @@
-//! The world around an engine: actors that run episodes when told to, a learner that applies
-//! batches, a disk that becomes durable when told to.
+//! The world around an engine: a journal, actors and a learner. Like the driver, it keeps commands
+//! back until the entries of their events are durable; unlike it, it is told when that is, and when
+//! to crash. What actors and the learner do is in `peers`.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
-use ballast_proto::{
-    ActorId, EpisodeId, Generation,
-    v1::{
-        Assignment, CompleteStepRequest, Mode, NextBatchRequest, Role, SampledVersion,
-        SetScheduleRequest, SetScheduleResponse, Span, StepKind, StopReason, StructuralState,
-        TrainBatch, Trajectory, coordinator_message::Message,
-    },
-    verify_trajectory,
+use ballast_proto::v1::{
+    AdminChange, Assignment, Effect, JournalEntry, TrajectorySummary, admin_change::Change,
+    coordinator_message::Message, effect,
 };
 use ballast_runtime::config::{Config, ScheduleKind};
 
 use crate::{
-    engine::{CallId, ChangeRefusal, Command, Engine, Event, SessionEnd, SessionId, StreamId},
+    engine::{
+        Batch, CallId, ChangeAnswer, ChangeRefusal, Command, Engine, Event, SessionEnd, SessionId,
+        StreamId,
+    },
+    entry::{self, Entry},
     metrics::MetricsLine,
     result::RunResult,
 };
 
+/// An actor's process. It keeps what it runs, and what nobody acknowledged, while it is away.
 #[derive(Debug, Default)]
 pub(super) struct Actor {
+    pub(super) generation: u64,
+    pub(super) slots: u32,
+    /// Its stream; `None` while it is away.
+    pub(super) session: Option<SessionId>,
+    /// Slots offered over this stream that no assignment came for.
+    pub(super) offered: u32,
     pub(super) running: Vec<Assignment>,
+    pub(super) unacknowledged: Vec<Arc<TrajectorySummary>>,
     pub(super) acknowledged: Vec<u64>,
+    pub(super) discarded: Vec<u64>,
     pub(super) sources: Vec<String>,
     pub(super) drained: bool,
 }
 
+/// A learner's process.
 #[derive(Debug)]
 pub(super) struct Learner {
-    pub(super) stream: StreamId,
-    pub(super) batches: VecDeque<TrainBatch>,
+    pub(super) generation: u64,
+    /// Its stream; `None` while the coordinator is gone.
+    pub(super) stream: Option<StreamId>,
+    pub(super) batches: VecDeque<Arc<Batch>>,
+    /// Last optimizer step in its parameters.
     pub(super) step: u64,
 }
 
-pub(super) enum Durable {
-    Trajectory(EpisodeId),
-    Batch(u64),
-}
-
 pub(super) struct World {
+    config: Config,
     pub(super) engine: Engine,
     pub(super) now: Duration,
-    pub(super) actors: BTreeMap<SessionId, Actor>,
-    pub(super) ends: Vec<(SessionId, SessionEnd)>,
+    /// Every event with what it led to.
+    pub(super) journal: Vec<JournalEntry>,
+    /// Commands of the newest events, which are not durable yet.
+    held: VecDeque<Vec<Command>>,
+    /// Events that may be handled before they are durable.
+    pub(super) lag: usize,
+    /// (entries in it, the engine after them).
+    snapshot: Option<(usize, Vec<u8>)>,
+    terms: u64,
+    pub(super) actors: BTreeMap<String, Actor>,
+    /// Streams the engine takes for open.
+    open: BTreeSet<SessionId>,
+    pub(super) ends: Vec<SessionEnd>,
     pub(super) learner: Option<Learner>,
     pub(super) refused: Vec<String>,
-    /// Every batch served, replays included.
-    pub(super) served: Vec<TrainBatch>,
+    /// Every batch served, those served again included.
+    pub(super) served: Vec<Arc<Batch>>,
     /// Newest version any learner published: actors may sample under it.
     pub(super) published: u64,
     /// Step of the newest checkpoint a learner wrote: where a crashed one starts again.
     pub(super) checkpoint: u64,
-    pub(super) disk: VecDeque<Durable>,
     pub(super) answers: Vec<Result<(), String>>,
+    pub(super) changes: Vec<Result<ChangeAnswer, ChangeRefusal>>,
     pub(super) lines: Vec<MetricsLine>,
-    /// Every note in the journal.
-    pub(super) notes: Vec<String>,
-    pub(super) changed: Option<Result<SetScheduleResponse, ChangeRefusal>>,
+    pub(super) warnings: Vec<String>,
+    pub(super) released: BTreeSet<u64>,
     pub(super) result: Option<RunResult>,
     pub(super) exited: bool,
     /// Success rate of evaluated episodes is 1 / this; 0 is none.
     pub(super) success_every: u64,
     /// Whether explored episodes are structurally polluted.
     pub(super) polluted: bool,
-    /// Every assignment ever made.
+    /// Every assignment that reached an actor.
     pub(super) assigned: Vec<Assignment>,
+    /// Every trajectory an actor was told is durable.
+    pub(super) acknowledged: BTreeSet<u64>,
     ids: u64,
 }
 
@@ -94,62 +115,41 @@ pub(super) fn config() -> Config {
     config
 }
 
-pub(super) fn hash(version: u64) -> Vec<u8> {
-    vec![version as u8 ^ 0x5a; 32]
-}
-
-/// A sound trajectory of an assignment, sampled under one version.
-pub(super) fn trajectory(assignment: &Assignment, version: u64, success: bool) -> Trajectory {
-    let sampled = assignment.mode() != Mode::Demonstrate;
-    let entry = SampledVersion { policy_version: version, manifest_hash: hash(version) };
-    let trajectory = Trajectory {
-        episode_id: assignment.episode_id,
-        group_id: assignment.group_id,
-        task: assignment.task.clone(),
-        mode: assignment.mode,
-        token_ids: vec![1, 2],
-        loss_mask: vec![0, 1],
-        behavior_logprobs: if sampled { vec![0.0, -0.5] } else { vec![0.0, 0.0] },
-        policy_versions: if sampled { vec![0, version] } else { vec![0, 0] },
-        sampled_versions: if sampled { vec![entry] } else { Vec::new() },
-        spans: vec![
-            Span { role: Role::User.into(), start: 0, end: 1, ..Default::default() },
-            Span { role: Role::Assistant.into(), start: 1, end: 2, ..Default::default() },
-        ],
-        stop_reason: StopReason::Done.into(),
-        reward: Some(if success { 1.0 } else { 0.0 }),
-        success: Some(success || !sampled),
-        sampling_seed: assignment.sampling_seed,
-        ..Default::default()
-    };
-    verify_trajectory(&trajectory).expect("the world makes sound trajectories");
-    trajectory
-}
-
 impl World {
+    /// A new run, led by its first coordinator.
     pub(super) fn new(config: Config) -> Self {
-        Self {
-            engine: Engine::new(config),
+        let mut world = Self {
+            engine: Engine::new(config.clone(), "run".into()),
+            config,
             now: Duration::ZERO,
+            journal: Vec::new(),
+            held: VecDeque::new(),
+            lag: 0,
+            snapshot: None,
+            terms: 0,
             actors: BTreeMap::new(),
+            open: BTreeSet::new(),
             ends: Vec::new(),
             learner: None,
             refused: Vec::new(),
             served: Vec::new(),
             published: 0,
             checkpoint: 0,
-            disk: VecDeque::new(),
             answers: Vec::new(),
+            changes: Vec::new(),
             lines: Vec::new(),
-            notes: Vec::new(),
-            changed: None,
+            warnings: Vec::new(),
+            released: BTreeSet::new(),
             result: None,
             exited: false,
             success_every: 2,
             polluted: false,
             assigned: Vec::new(),
+            acknowledged: BTreeSet::new(),
             ids: 0,
-        }
+        };
+        world.lead();
+        world
     }
 
     pub(super) fn id(&mut self) -> u64 {
@@ -157,11 +157,53 @@ impl World {
         self.ids
     }
 
+    pub(super) fn session_id(&mut self) -> SessionId {
+        SessionId(self.id())
+    }
+
+    pub(super) fn actor(&mut self, name: &str) -> &mut Actor {
+        self.actors.get_mut(name).expect("an actor of this name")
+    }
+
+    /// Writes an event down and hands it to the engine; runs what is durable by then.
     pub(super) fn handle(&mut self, event: Event) {
         self.now += Duration::from_millis(1);
+        let mut entry = entry::of_event(self.now, &event);
+        if let Event::ActorConnected { session, .. } = &event {
+            self.open.insert(*session);
+        }
+        if let Event::ActorDisconnected { session } = &event {
+            self.open.remove(session);
+        }
         self.engine.handle(self.now, event);
-        while let Some(command) = self.engine.next_command() {
+        entry.effects = self.engine.take_effects();
+        self.journal.push(entry);
+        let commands: Vec<Command> = std::iter::from_fn(|| self.engine.next_command()).collect();
+        for command in &commands {
+            match command {
+                Command::Send { session, message } => {
+                    assert!(self.open.contains(session), "to a closed stream: {message:?}");
+                }
+                Command::CloseSession { session, .. } => assert!(self.open.remove(session)),
+                _ => {}
+            }
+        }
+        self.held.push_back(commands);
+        while self.held.len() > self.lag {
+            self.sync_one();
+        }
+    }
+
+    /// The oldest entry that is not durable becomes it.
+    fn sync_one(&mut self) {
+        for command in self.held.pop_front().unwrap_or_default() {
             self.run(command);
+        }
+    }
+
+    pub(super) fn sync(&mut self) {
+        while !self.held.is_empty() {
+            self.sync_one();
         }
     }
 
@@ -169,212 +211,146 @@ impl World {
         match command {
             Command::Send { session, message } => self.deliver(session, message),
             Command::CloseSession { session, end } => {
-                self.actors.remove(&session);
-                self.ends.push((session, end));
+                if let Some(actor) = self.at(session) {
+                    actor.session = None;
+                }
+                self.ends.push(end);
             }
             Command::AcceptLearner { .. } => {}
-            Command::RefuseLearner { reason, .. } => {
-                self.learner = None;
+            Command::RefuseLearner { stream, reason } => {
+                self.learner.take_if(|learner| learner.stream == Some(stream));
                 self.refused.push(reason);
             }
             Command::ServeBatch { stream, batch } => {
-                let learner = self.learner.as_mut().expect("served to a learner");
-                assert_eq!(learner.stream, stream);
-                learner.batches.push_back(batch.to_wire());
-                self.served.push(batch.to_wire());
+                if let Some(learner) = &mut self.learner
+                    && learner.stream == Some(stream)
+                {
+                    learner.batches.push_back(Arc::clone(&batch));
+                    self.served.push(batch);
+                }
             }
             Command::AnswerStep { answer, .. } => self.answers.push(answer),
-            Command::AppendTrajectory(one) => {
-                self.disk.push_back(Durable::Trajectory(EpisodeId(one.episode_id)));
+            Command::AnswerChange { answer, .. } => self.changes.push(answer),
+            Command::Release(episodes) => {
+                for episode in episodes {
+                    assert!(self.released.insert(episode.0), "{episode} is released twice");
+                }
             }
-            Command::AppendBatch { index, .. } => self.disk.push_back(Durable::Batch(index)),
             Command::WriteMetrics(line) => self.lines.push(line),
             Command::WriteResult(result) => self.result = Some(*result),
             Command::Exit => self.exited = true,
-            Command::AnswerChange { answer, .. } => self.changed = Some(answer),
-            Command::AppendNote(note) => self.notes.push(note),
-            Command::Inform(_) | Command::Warn(_) => {}
+            Command::Warn(text) => self.warnings.push(text),
+            Command::Inform(_) => {}
         }
+    }
+
+    /// The actor behind a stream that it still has.
+    fn at(&mut self, session: SessionId) -> Option<&mut Actor> {
+        self.actors.values_mut().find(|actor| actor.session == Some(session))
     }
 
     fn deliver(&mut self, session: SessionId, message: Message) {
-        let Some(actor) = self.actors.get_mut(&session) else {
-            panic!("a message to a closed session: {message:?}");
-        };
+        let Some(actor) = self.at(session) else { return };
         match message {
             Message::Assignment(assignment) => {
-                self.assigned.push(assignment.clone());
-                actor.running.push(assignment);
+                actor.offered = actor.offered.saturating_sub(1);
+                actor.running.push(assignment.clone());
+                self.assigned.push(assignment);
             }
-            Message::Acknowledged(one) => actor.acknowledged.push(one.episode_id),
+            Message::Acknowledged(one) => {
+                actor.unacknowledged.retain(|held| held.episode_id != one.episode_id);
+                actor.acknowledged.push(one.episode_id);
+                self.acknowledged.insert(one.episode_id);
+            }
+            Message::Discard(one) => {
+                actor.unacknowledged.retain(|held| held.episode_id != one.episode_id);
+                actor.running.retain(|running| running.episode_id != one.episode_id);
+                actor.discarded.push(one.episode_id);
+            }
             Message::WeightSource(source) => actor.sources.push(source.address),
             Message::Drain(_) => actor.drained = true,
-            Message::Welcome(_) | Message::Discard(_) => {}
+            Message::Welcome(welcome) => assert_eq!(welcome.run_id, "run"),
         }
     }
 
-    /// An actor says hello and offers its slots.
-    pub(super) fn join(&mut self, name: &str, generation: u64, slots: u32) -> SessionId {
-        let session = SessionId(self.id());
-        self.actors.insert(session, Actor::default());
-        self.handle(Event::ActorConnected {
-            session,
-            actor: ActorId(name.into()),
-            generation: Generation(generation),
-            slots,
-        });
-        if self.actors.contains_key(&session) {
-            self.handle(Event::SlotsFreed { session, slots });
+    /// A coordinator takes over.
+    fn lead(&mut self) {
+        self.terms += 1;
+        self.handle(Event::CoordinatorStarted { term: self.terms });
+    }
+
+    /// Keeps the engine as it is.
+    pub(super) fn take_snapshot(&mut self) {
+        self.snapshot = Some((self.journal.len(), to_bytes(&self.engine)));
+    }
+
+    /// The coordinator dies. Commands that wait for the disk are never run, and the newest `lost` of
+    /// their events are not in the journal. Another one takes over; all streams are gone.
+    pub(super) fn crash(&mut self, lost: usize, from_snapshot: bool) {
+        let lost = lost.min(self.held.len());
+        self.held.clear();
+        self.journal.truncate(self.journal.len() - lost);
+        self.snapshot.take_if(|(entries, _)| *entries > self.journal.len());
+        let rebuilt = self.rebuilt(from_snapshot);
+        let died = std::mem::replace(&mut self.engine, rebuilt);
+        if lost == 0 {
+            assert_eq!(self.engine, died, "a rebuild comes to the engine that died");
         }
-        session
-    }
-
-    pub(super) fn leave(&mut self, session: SessionId) {
-        self.actors.remove(&session);
-        self.handle(Event::ActorDisconnected { session });
-    }
-
-    /// Takes a running episode of an actor, which then has its slot free again.
-    pub(super) fn take(&mut self, session: SessionId, index: usize) -> Assignment {
-        self.actors.get_mut(&session).expect("open").running.remove(index)
-    }
-
-    pub(super) fn report(&mut self, session: SessionId, trajectory: Trajectory) {
-        self.handle(Event::TrajectoryReported { session, trajectory: Arc::new(trajectory) });
-    }
-
-    /// Finishes a running episode under a version `lag` behind the newest, if that is allowed.
-    pub(super) fn finish(&mut self, session: SessionId, index: usize, lag: u64) {
-        let assignment = self.take(session, index);
-        let oldest = assignment.min_policy_version.unwrap_or(0);
-        assert!(oldest <= self.published, "an episode waits for a version that does not exist");
-        let version = self.published.saturating_sub(lag).max(oldest);
-        let success =
-            self.success_every > 0 && assignment.episode_id.is_multiple_of(self.success_every);
-        let mut finished = trajectory(&assignment, version, success);
-        if self.polluted && assignment.mode() == Mode::Explore {
-            finished.spans[1].state = StructuralState::Polluted.into();
+        for actor in self.actors.values_mut() {
+            (actor.session, actor.offered) = (None, 0);
         }
-        self.report(session, finished);
-        self.handle(Event::SlotsFreed { session, slots: 1 });
-    }
-
-    /// Makes the oldest waiting record durable.
-    pub(super) fn sync_one(&mut self) {
-        match self.disk.pop_front() {
-            Some(Durable::Trajectory(episode)) => self.handle(Event::TrajectoryDurable { episode }),
-            Some(Durable::Batch(index)) => self.handle(Event::BatchDurable { index }),
-            None => {}
+        if let Some(learner) = &mut self.learner {
+            learner.stream = None;
+            learner.batches.clear();
         }
+        self.open.clear();
+        self.lead();
     }
 
-    pub(super) fn sync(&mut self) {
-        while !self.disk.is_empty() {
-            self.sync_one();
+    /// The engine of the journal, from its beginning or from the snapshot on.
+    fn rebuilt(&self, from_snapshot: bool) -> Engine {
+        let (mut entries, mut engine) = (0, Engine::new(self.config.clone(), "run".into()));
+        if let (Some((position, bytes)), true) = (&self.snapshot, from_snapshot) {
+            (entries, engine) = (*position, from_bytes(bytes));
         }
-    }
-
-    pub(super) fn learn(&mut self, last_step: u64) {
-        let stream = StreamId(self.id());
-        self.learner = Some(Learner { stream, batches: VecDeque::new(), step: last_step });
-        let request = NextBatchRequest {
-            learner_id: "learner".into(),
-            generation: stream.0,
-            last_step,
-            weights_address: format!("learner-{}:1", stream.0),
-            manifest_hash: hash(last_step),
-            ..Default::default()
-        };
-        self.handle(Event::LearnerConnected { stream, request });
-    }
-
-    pub(super) fn crash_learner(&mut self) {
-        if let Some(learner) = self.learner.take() {
-            self.handle(Event::LearnerDisconnected { stream: learner.stream });
+        for entry in &self.journal[entries..] {
+            let Ok(Entry::Handled { now, event, effects }) = entry::read(entry.clone()) else {
+                panic!("an entry that is not an event: {entry:?}");
+            };
+            engine.handle(now, event);
+            assert_eq!(engine.take_effects(), effects, "a rebuild decides the same");
+            while engine.next_command().is_some() {}
         }
+        engine
     }
 
-    /// The learner applies its next batch and reports it. Returns what it was.
-    pub(super) fn step(&mut self) -> Option<StepKind> {
+    /// What the events so far led to, in order.
+    pub(super) fn effects(&self) -> impl Iterator<Item = &effect::Effect> {
+        let effects = self.journal.iter().flat_map(|entry| &entry.effects);
+        effects.filter_map(|Effect { effect }| effect.as_ref())
+    }
+
+    /// Somebody asks for a change.
+    pub(super) fn ask(&mut self, change: Change) {
         let call = CallId(self.id());
-        let learner = self.learner.as_mut()?;
-        let batch = learner.batches.pop_front()?;
-        let (step, kind) = (batch.step, batch.kind());
-        match kind {
-            StepKind::Finish => {
-                self.crash_learner();
-                return Some(kind);
-            }
-            StepKind::Checkpoint => {
-                assert_eq!(learner.step, step, "a checkpoint between its steps");
-                self.checkpoint = step;
-            }
-            _ => {
-                assert_eq!(learner.step + 1, step, "steps are consecutive");
-                learner.step = step;
-                self.published = self.published.max(step);
-            }
-        }
-        let request = CompleteStepRequest {
-            learner_id: "learner".into(),
-            generation: learner.stream.0,
-            step,
-            kind: kind.into(),
-            manifest_hash: hash(step),
-            skipped: false,
-            metrics: [("loss/x".to_owned(), 1.0)].into(),
-            checkpoint: (kind == StepKind::Checkpoint).then(|| format!("checkpoints/step-{step}")),
-        };
-        self.handle(Event::StepCompleted { call, request });
-        assert_eq!(self.answers.last(), Some(&Ok(())));
-        Some(kind)
+        let change = AdminChange { reason: "a test".into(), change: Some(change) };
+        self.handle(Event::AdminRequested { call, who: "somebody".into(), change });
     }
 
-    /// A person asks for other settings of the schedule.
-    pub(super) fn change(
-        &mut self,
-        changes: &[&str],
-    ) -> Result<SetScheduleResponse, ChangeRefusal> {
-        let changes = changes.iter().map(|text| (*text).to_owned()).collect();
-        let request = SetScheduleRequest { changes, reason: "a test".into(), revision: None };
-        let call = CallId(self.id());
-        self.handle(Event::ScheduleChangeRequested { call, request });
-        self.changed.take().expect("answered")
+    /// Somebody asks for a change and waits for the answer.
+    pub(super) fn admin(&mut self, change: Change) -> Result<ChangeAnswer, ChangeRefusal> {
+        self.ask(change);
+        self.sync();
+        self.changes.pop().expect("answered")
     }
+}
 
-    /// Heals everything and plays on until the run is over.
-    pub(super) fn play_to_the_end(&mut self) {
-        self.play_until(|_| false);
-        assert!(self.exited, "the run does not end: {:?}", self.engine.status(self.now));
-    }
+pub(super) fn to_bytes(engine: &Engine) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(engine, &mut bytes).expect("an engine can be written down");
+    bytes
+}
 
-    /// Heals everything and plays on until this holds or the run is over.
-    pub(super) fn play_until(&mut self, until: impl Fn(&Self) -> bool) {
-        self.handle(Event::ResumeRequested);
-        if self.learner.is_none() && !self.exited {
-            self.learn(self.checkpoint);
-        }
-        for turn in 0..10_000 {
-            if self.exited || until(self) {
-                return;
-            }
-            if self.actors.is_empty() {
-                self.join(&format!("healed-{turn}"), 1, 4);
-            }
-            self.sync();
-            let busy = self.actors.iter().find(|(_, actor)| !actor.running.is_empty());
-            if let Some((session, _)) = busy {
-                let session = *session;
-                self.finish(session, 0, turn % 3);
-            } else if let Some((session, _)) = self.actors.iter().find(|(_, actor)| actor.drained) {
-                let session = *session;
-                self.leave(session);
-            } else if self.learner.is_none() {
-                let deadline = self.engine.next_deadline().expect("the end is bounded");
-                self.now = self.now.max(deadline);
-                self.handle(Event::DeadlineReached);
-            }
-            self.step();
-        }
-    }
+pub(super) fn from_bytes(bytes: &[u8]) -> Engine {
+    ciborium::from_reader(bytes).expect("what was written can be read")
 }

@@ -39,6 +39,9 @@ pub(super) fn check(config: &Config, faults: &mut Faults) {
     let cycle_min = u64::from(has_kind(schedule, PhaseKind::Interleave));
     faults.range("schedule.rl_steps", schedule.rl_steps, cycle_min..=STEPS_MAX);
     faults.range("schedule.sft_steps", schedule.sft_steps, cycle_min..=STEPS_MAX);
+    // A weight of 0 is RL alone, which has a name of its own.
+    let weight_min = if has_kind(schedule, PhaseKind::Joint) { 1e-6 } else { 0.0 };
+    faults.range("schedule.sft_weight", schedule.sft_weight, weight_min..=1e3);
     check_adaptive(&schedule.adaptive, faults);
     check_phases(schedule, faults);
     let cold_start = schedule.cold_start_steps_max > 0 && schedule.kind != ScheduleKind::RlOnly;
@@ -46,7 +49,7 @@ pub(super) fn check(config: &Config, faults: &mut Faults) {
         "is 0 and there is no cold start either; nothing would be trained".into()
     });
     let main = schedule.steps > 0
-        && [PhaseKind::Sft, PhaseKind::Interleave, PhaseKind::Adaptive]
+        && [PhaseKind::Sft, PhaseKind::Interleave, PhaseKind::Adaptive, PhaseKind::Joint]
             .into_iter()
             .any(|kind| has_kind(schedule, kind));
     let supervised = cold_start || main;
@@ -61,6 +64,7 @@ fn has_kind(schedule: &Schedule, kind: PhaseKind) -> bool {
         ScheduleKind::RlOnly | ScheduleKind::SftThenRl => kind == PhaseKind::Rl,
         ScheduleKind::Interleave => kind == PhaseKind::Interleave,
         ScheduleKind::Adaptive => kind == PhaseKind::Adaptive,
+        ScheduleKind::Joint => kind == PhaseKind::Joint,
         ScheduleKind::SftOnly => kind == PhaseKind::Sft,
         ScheduleKind::Phases => schedule.phases.iter().any(|phase| phase.kind == kind),
     }
