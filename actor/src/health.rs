@@ -42,7 +42,7 @@ pub async fn serve(
 
 #[cfg(test)]
 mod tests {
-    use ballast_runtime::net::{bind, connect_with_retry};
+    use ballast_runtime::net::{bind, endpoint};
     use tonic_health::pb::{
         HealthCheckRequest, health_check_response, health_client::HealthClient,
     };
@@ -55,8 +55,8 @@ mod tests {
         let (registered, follow) = watch::channel(false);
         let cancelled = CancellationToken::new();
         let server = tokio::spawn(serve(listener, follow, cancelled.clone()));
-        let channel = connect_with_retry(&address.to_string(), "the actor", &cancelled).await;
-        let mut client = HealthClient::new(channel.expect("a channel"));
+        let endpoint = endpoint(&address.to_string()).expect("an address");
+        let mut client = HealthClient::new(endpoint.connect().await.expect("a channel"));
         let request = HealthCheckRequest { service: String::new() };
         let mut statuses = client.watch(request).await.expect("an answer").into_inner();
         let mut wait_for = async |wanted: health_check_response::ServingStatus| loop {

@@ -6,12 +6,13 @@
 //! - `decoder`: what the engine needs of a language model
 //! - `external`: that, in a server outside this process (vLLM, SGLang, another actor's `serve`)
 //! - `weights`: follows the learner's published policies
-//! - `session`: the stream to the coordinator
+//! - `session`: the streams to the coordinator, one after another
 //! - `serve`: the same decoder behind an OpenAI-compatible HTTP server, for other programs
 //!
 //! Owns: rollouts. Does not know: schedules, groups, training, where trajectories end up.
-//! Invariants: every assignment ends in exactly one report or with the session it came over; a
-//! trajectory leaves only after it passed M1; a token carries the version it was sampled under.
+//! Invariants: every assignment ends in exactly one report, or with the run it belongs to, or when
+//! nobody waits for it any more; a trajectory leaves only after it passed M1; a token carries the
+//! version it was sampled under.
 
 #![forbid(unsafe_code)]
 

@@ -22,7 +22,9 @@ use ballast_actor::{
 use ballast_runtime::{
     config::Config,
     config_file::{ConfigArgs, to_toml},
-    exit, net,
+    exit,
+    leader::Search,
+    net,
     shutdown::Shutdown,
     telemetry,
 };
@@ -46,8 +48,9 @@ struct Args {
     command: Option<Command>,
     #[command(flatten)]
     config: ConfigArgs,
-    /// HOST:PORT of the coordinator [default: coordinator.listen of the configuration].
-    #[arg(long, value_name = "ADDRESS")]
+    /// HOST:PORT of the coordinator, or of each process that may lead, separated by commas
+    /// [default: coordinator.listen of the configuration].
+    #[arg(long, value_name = "ADDRESSES")]
     coordinator: Option<String>,
     /// Name of this actor, unique in the run and stable over restarts [default: HOSTNAME-PID].
     #[arg(long, value_name = "NAME")]
@@ -112,11 +115,8 @@ fn tool(command: Command) -> Result<()> {
 }
 
 async fn serve(args: Args, config: Config) -> Result<()> {
-    let coordinator = args.coordinator.unwrap_or(config.coordinator.listen.clone());
-    if coordinator.ends_with(":0") {
-        let remedy = "is no address to connect to; name the coordinator with --coordinator";
-        return Err(exit::unusable(format!("{coordinator} {remedy}")).into());
-    }
+    let coordinator = args.coordinator.as_deref().unwrap_or(&config.coordinator.listen);
+    let coordinator = Search::new(coordinator, "the coordinator").map_err(exit::unusable)?;
     let shutdown = Shutdown::listen().context("signals cannot be handled")?;
     let started = Instant::now();
     let actor_id = args.actor_id.unwrap_or_else(default_actor_id);
@@ -160,7 +160,7 @@ async fn serve(args: Args, config: Config) -> Result<()> {
     engine.mailbox.stop();
     join(engine.thread)?;
     ended.map_err(|error| match error {
-        SessionError::Refused { .. } | SessionError::Connect(_) => exit::unusable(error).into(),
+        SessionError::Refused { .. } => exit::unusable(error).into(),
         SessionError::EngineGone => error.into(),
     })
 }

@@ -317,6 +317,8 @@ pub(crate) fn finish(engine: &mut Engine) -> Vec<Trajectory> {
 pub(crate) fn trajectory(report: Report) -> Trajectory {
     match report.outcome {
         Outcome::Finished(trajectory) => *trajectory,
-        Outcome::Returned { episode_id, reason } => panic!("{episode_id} was returned: {reason}"),
+        Outcome::Returned { episode_id, reason, .. } => {
+            panic!("{episode_id} was returned: {reason}")
+        }
     }
 }

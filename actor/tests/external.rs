@@ -11,7 +11,7 @@ use std::{fs, path::Path, time::Duration};
 use ballast_actor::{
     assignment::{Assignment, Limits},
     decoder::{Decoder, DecoderFactory, Sampled, Sampling},
-    engine::{Engine, Outcome},
+    engine::{Engine, Outcome, RunIndex},
     external::ExternalDecoderFactory,
     torch_decoder::TorchDecoderFactory,
     weights::StagedPolicy,
@@ -19,7 +19,7 @@ use ballast_actor::{
 use ballast_chat::{TemplateFiles, Tokenizer};
 use ballast_policy::{Device, Dtype, Policy, Tensor, tensor_bytes};
 use ballast_proto::{
-    EpisodeId, Generation, GroupId, ManifestHash, PolicyVersion,
+    EpisodeId, GroupId, ManifestHash, PolicyVersion,
     v1::{Mode, StopReason, TensorEntry, Trajectory},
 };
 use ballast_runtime::config::ActorEngine;
@@ -240,7 +240,7 @@ fn episodes(
     let mut engine = Engine::new(Box::new(factory), SLOTS, TOKENS_MAX, clock);
     engine.adopt(&staged(1, 1.0)).unwrap();
     for id in 0..SLOTS as u64 {
-        engine.assign(Generation(1), assignment(id, temperature)).unwrap();
+        engine.assign(RunIndex(0), assignment(id, temperature)).unwrap();
     }
     let mut trajectories = Vec::new();
     for step in 0.. {

@@ -197,6 +197,15 @@ enum LearnerPlace {
     Accepted(mpsc::Sender<Order>),
 }
 
+/// What a signal to this process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnStop {
+    /// The run: the step at hand, a checkpoint, drained actors.
+    EndRun,
+    /// This process: another one goes on with the run from the journal.
+    HandOver,
+}
+
 /// The journal, taken over by this process.
 #[derive(Debug)]
 pub struct JournalEnds {
@@ -259,14 +268,15 @@ impl Driver {
         Ok((driver, watcher))
     }
 
-    /// Runs until the run is over. `stop` asks for an orderly end; `deposed` says that another
-    /// coordinator leads.
+    /// Runs until the run is over. `stop` asks for an orderly end, and `on_stop` says of what;
+    /// `deposed` says that another coordinator may lead.
     ///
     /// # Errors
     /// The run cannot go on here; what was acknowledged is in the journal.
     pub async fn run(
         mut self,
         stop: CancellationToken,
+        on_stop: OnStop,
         deposed: CancellationToken,
     ) -> Result<(), DriverError> {
         let mut stopping = false;
@@ -283,7 +293,10 @@ impl Driver {
                 }
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
-                    self.stop()?;
+                    match on_stop {
+                        OnStop::EndRun => self.stop()?,
+                        OnStop::HandOver => return self.close().await,
+                    }
                 }
                 Some(outcome) = self.writer.outcomes.recv() => self.on_outcome(outcome)?,
                 Some(question) = self.inboxes.questions.recv() => question(&self.view()),

@@ -25,3 +25,5 @@ pub mod roster;
 pub mod rpc;
 pub mod run_directory;
 pub mod serving;
+pub mod standby;
+pub mod store;

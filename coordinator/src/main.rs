@@ -70,11 +70,21 @@ fn run() -> anyhow::Result<()> {
     tokio::runtime::Runtime::new().context("cannot start the async runtime")?.block_on(async {
         let shutdown = Shutdown::listen().context("cannot listen for signals")?;
         let run = config.run.directory.join(&config.run.name);
-        let coordinator = Coordinator::build(config, args.insecure_listen).await;
-        let coordinator = coordinator.map_err(exit::unusable)?;
+        let stop = shutdown.token();
+        let coordinator = Coordinator::build(config, args.insecure_listen, &stop).await;
+        let coordinator = match coordinator {
+            Err(error) if error.is_lasting() => return Err(exit::unusable(error).into()),
+            other => other?,
+        };
+        let Some(coordinator) = coordinator else { return Ok(()) };
         tracing::info!("listening on {}, run in {}", coordinator.address(), run.display());
-        coordinator.run(shutdown.token()).await?;
-        tracing::info!("the run is over; see {}", run.join("result.json").display());
+        coordinator.run(stop).await?;
+        let result = run.join("result.json");
+        if result.exists() {
+            tracing::info!("the run is over; see {}", result.display());
+        } else {
+            tracing::info!("left the run to another coordinator");
+        }
         Ok(())
     })
 }

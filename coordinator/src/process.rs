@@ -3,18 +3,20 @@
 use std::{future::Future, net::SocketAddr, time::Duration};
 
 use ballast_runtime::{
-    config::Config,
+    config::{Config, StoreKind},
     net::{self, BindError},
 };
 use tokio::{net::TcpListener, sync::mpsc, task, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    driver::{Driver, DriverError, INPUTS_MAX, Inboxes, JournalEnds, QUESTIONS_MAX},
+    driver::{Driver, DriverError, INPUTS_MAX, Inboxes, JournalEnds, OnStop, QUESTIONS_MAX},
     journal::{self, Reader},
     recovery::{self, RecoveryError},
     rpc::{self, Handle, ServeError},
     run_directory::{RunDirectory, RunDirectoryError},
+    standby::{self, StandbyError},
+    store::{self, Candidate, Cluster, Leadership, StoreError},
 };
 
 /// Time open calls get to end after the run is over.
@@ -32,6 +34,12 @@ pub enum ProcessError {
     /// The address cannot be had.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The store that says who leads cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It cannot wait for its turn.
+    #[error(transparent)]
+    Standby(#[from] StandbyError),
     /// The run directory cannot be used.
     #[error(transparent)]
     Directory(#[from] RunDirectoryError),
@@ -52,7 +60,20 @@ pub enum ProcessError {
     Serve(#[from] ServeError),
 }
 
-/// A coordinator that is bound and has taken its run over, but serves nobody yet.
+impl ProcessError {
+    /// Whether a start in the same place would end the same way.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Insecure(_) | Self::Bind(_) | Self::Directory(_) => true,
+            Self::Recovery(error) => error.is_lasting(),
+            Self::Store(error) | Self::Standby(StandbyError::Store(error)) => !error.is_transient(),
+            _ => false,
+        }
+    }
+}
+
+/// A coordinator that leads, is bound and has taken its run over, but serves nobody yet.
 #[derive(Debug)]
 pub struct Coordinator {
     listener: TcpListener,
@@ -61,23 +82,39 @@ pub struct Coordinator {
     reader: Reader,
     handle: Handle,
     status: tokio::sync::watch::Receiver<ballast_proto::v1::StatusResponse>,
+    /// The right to lead, where others stand by.
+    leadership: Option<Leadership>,
 }
 
 impl Coordinator {
-    /// Binds the address, opens the run directory, takes the journal over and rebuilds the run from
-    /// it, or begins a new one. Everything that can be wrong with a start is found here.
+    /// Binds the address, stands by until it is this process's turn to lead, takes the journal over
+    /// and rebuilds the run from it, or begins a new one. Everything that can be wrong with a start
+    /// is found here. `None`: `stop` came while it stood by.
     ///
     /// # Errors
     /// See [`ProcessError`].
-    pub async fn build(config: Config, insecure_listen: bool) -> Result<Self, ProcessError> {
+    pub async fn build(
+        config: Config,
+        insecure_listen: bool,
+        stop: &CancellationToken,
+    ) -> Result<Option<Self>, ProcessError> {
         let listen = config.coordinator.listen.clone();
         if !insecure_listen && !net::is_loopback(&listen) {
             return Err(ProcessError::Insecure(listen));
         }
         let (listener, address) = net::bind(&listen).await?;
+        let (listener, leadership) = match config.coordinator.store.kind {
+            StoreKind::Embedded => (listener, None),
+            StoreKind::Etcd => match stand_by(listener, address, &config, stop).await? {
+                Some((listener, leadership)) => (listener, Some(leadership)),
+                None => return Ok(None),
+            },
+        };
+        // Not before: while another one leads, the run may come to its end.
         let directory = RunDirectory::open(&config)?;
         let journal = directory.journal();
-        let recovered = task::spawn_blocking(move || recovery::recover(&config, &journal, None));
+        let term = leadership.as_ref().map(|leadership| journal::Term(leadership.term().0));
+        let recovered = task::spawn_blocking(move || recovery::recover(&config, &journal, term));
         let recovered = recovered.await.map_err(|_| ProcessError::Unread)??;
         directory.write_config(&recovered.run.created.config_toml)?;
 
@@ -90,7 +127,7 @@ impl Coordinator {
         let (driver, status) = Driver::new(recovered.run, inboxes, ends, directory.clone())?;
         directory.write_address(address)?;
         let handle = Handle::new(inputs, questions);
-        Ok(Self { listener, address, driver, reader, handle, status })
+        Ok(Some(Self { listener, address, driver, reader, handle, status, leadership }))
     }
 
     /// The address it listens on.
@@ -99,16 +136,22 @@ impl Coordinator {
         self.address
     }
 
-    /// Serves until the run is over; `stop` asks for an orderly end before that.
+    /// Serves until the run is over, or until another coordinator has to take it over. `stop` asks
+    /// for an orderly end before that: of the run where this process is alone, of this process where
+    /// others stand by to go on.
     ///
     /// # Errors
-    /// The run could not go on.
+    /// The run could not go on here.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ProcessError> {
         let closing = CancellationToken::new();
         let services =
             rpc::serve(self.listener, self.handle, self.reader, self.status, closing.clone());
         let mut services = tokio::spawn(services);
-        let driver = self.driver.run(stop, CancellationToken::new());
+        let (deposed, on_stop) = match &self.leadership {
+            Some(leadership) => (leadership.lost(), OnStop::HandOver),
+            None => (CancellationToken::new(), OnStop::EndRun),
+        };
+        let driver = self.driver.run(stop, on_stop, deposed);
         // Neither branch is resumed after the other has ended, so nothing is lost.
         let ended = tokio::select! {
             biased;
@@ -116,9 +159,33 @@ impl Coordinator {
             failed = &mut services => return flatten(failed),
         };
         closing.cancel();
+        if let Some(leadership) = self.leadership {
+            leadership.resign().await;
+        }
         within_grace(services).await;
         ended
     }
+}
+
+/// Waits for the right to lead, and sends everybody who comes meanwhile to the one that has it.
+async fn stand_by(
+    listener: TcpListener,
+    address: SocketAddr,
+    config: &Config,
+    stop: &CancellationToken,
+) -> Result<Option<(TcpListener, Leadership)>, ProcessError> {
+    let listener = listener.into_std().map_err(StandbyError::from)?;
+    let advertised = match config.coordinator.advertise.as_str() {
+        "" => address.to_string(),
+        advertised => advertised.to_owned(),
+    };
+    let candidate = Candidate { id: advertised.clone(), address: advertised };
+    let store = &config.coordinator.store;
+    let cluster = Cluster::open(store, &config.run.name, store::Term(0)).await?;
+    let leadership = standby::stand_by(&listener, &cluster, &candidate, stop).await?;
+    let Some(leadership) = leadership else { return Ok(None) };
+    let listener = TcpListener::from_std(listener).map_err(StandbyError::from)?;
+    Ok(Some((listener, leadership)))
 }
 
 /// Waits for the services to close their calls, but not for ever.

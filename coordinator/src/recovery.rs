@@ -47,6 +47,19 @@ pub enum RecoveryError {
     OtherSettings(Vec<String>),
 }
 
+impl RecoveryError {
+    /// Whether a start in the same place would end the same way: it is not for a disk that is full,
+    /// or for another coordinator that was faster.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Rebuild(_) | Self::OtherSettings(_) => true,
+            Self::Read(error) => !matches!(error, ReadError::Storage(_)),
+            Self::Storage(_) | Self::Open(_) | Self::Append(_) => false,
+        }
+    }
+}
+
 /// A run and its journal, in this process's hands.
 #[derive(Debug)]
 pub struct Recovered {

@@ -50,6 +50,10 @@ fn config(directory: &Path) -> Config {
     config
 }
 
+fn never() -> CancellationToken {
+    CancellationToken::new()
+}
+
 struct Running {
     channel: Channel,
     directory: tempfile::TempDir,
@@ -63,7 +67,8 @@ impl Running {
 
     async fn take_up(directory: tempfile::TempDir) -> Self {
         let config = config(directory.path());
-        let coordinator = Coordinator::build(config, false).await.expect("built");
+        let coordinator = Coordinator::build(config, false, &never()).await;
+        let coordinator = coordinator.expect("built").expect("it leads");
         let address = coordinator.address().to_string();
         let written = directory.path().join("test/coordinator.address");
         assert_eq!(std::fs::read_to_string(written).expect("written").trim(), address);
@@ -363,7 +368,7 @@ async fn a_coordinator_that_dies_is_taken_up_again_where_it_was() {
     assert_eq!((report.step, report.in_flight, report.terms), (8, 0, 2));
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("written");
     assert_eq!(metrics.lines().count(), 8 + 3, "each line once: {metrics}");
-    let over = Coordinator::build(config(again.directory.path()), false).await;
+    let over = Coordinator::build(config(again.directory.path()), false, &never()).await;
     let over = over.expect_err("the run is over").to_string();
     assert!(over.contains("--set run.name=NAME"), "{over}");
 }
@@ -376,7 +381,8 @@ async fn a_run_is_not_taken_up_with_other_settings() {
     let mut other = config(first.directory.path());
     other.rl.group_size = 16;
     other.learner.threads = 9;
-    let refused = Coordinator::build(other, false).await.expect_err("refused").to_string();
+    let refused =
+        Coordinator::build(other, false, &never()).await.expect_err("refused").to_string();
     assert!(refused.contains("rl.group_size = 2 (now 16)"), "{refused}");
     assert!(!refused.contains("threads"), "how a process runs may differ: {refused}");
 }
@@ -450,6 +456,6 @@ async fn listening_beyond_loopback_is_refused_with_the_reason() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut config = config(directory.path());
     config.coordinator.listen = "0.0.0.0:0".into();
-    let error = Coordinator::build(config, false).await.expect_err("refused").to_string();
+    let error = Coordinator::build(config, false, &never()).await.expect_err("refused").to_string();
     assert!(error.contains("TLS and tokens come first"), "{error}");
 }

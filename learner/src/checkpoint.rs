@@ -56,6 +56,9 @@ pub enum Error {
 struct State {
     /// Last optimizer step in the weights, the policy version they are.
     step: u64,
+    /// Run that made it; empty in checkpoints from before runs had an identity.
+    #[serde(default)]
+    run_id: String,
     /// Steps the optimizer took on each loss; fewer than `step` in all when some were skipped.
     optimizer_steps: BTreeMap<String, u64>,
 }
@@ -67,6 +70,30 @@ pub struct Checkpoint {
     pub step: u64,
     /// Its directory.
     pub directory: PathBuf,
+}
+
+/// What a checkpoint is made of.
+#[derive(Debug)]
+pub struct Contents<'a> {
+    /// Last optimizer step in the weights.
+    pub step: u64,
+    /// Run they belong to.
+    pub run_id: &'a str,
+    /// The weights.
+    pub policy: &'a Policy,
+    /// The optimizer's state.
+    pub moments: &'a MomentsByLoss,
+    /// The files beside the weights.
+    pub companions: &'a Companions,
+}
+
+/// The trainer's state of a checkpoint.
+#[derive(Debug)]
+pub struct Resumed {
+    /// Run the checkpoint belongs to; empty if it does not say.
+    pub run_id: String,
+    /// The optimizer's state.
+    pub moments: MomentsByLoss,
 }
 
 impl Checkpoint {
@@ -88,23 +115,18 @@ impl Checkpoint {
         Ok(complete.max())
     }
 
-    /// Writes the checkpoint of `step` under `root`.
+    /// Writes a checkpoint under `root`, named after its step.
     ///
     /// # Errors
     /// The disk refuses; then no `step-N` appears, and nothing is left that takes room.
-    pub fn save(
-        root: &Path,
-        step: u64,
-        policy: &Policy,
-        moments: &MomentsByLoss,
-        companions: &Companions,
-    ) -> Result<Self, Error> {
+    pub fn save(root: &Path, contents: &Contents<'_>) -> Result<Self, Error> {
+        let step = contents.step;
         let directory = root.join(format!("step-{step}"));
         let beside = root.join(format!(".step-{step}.partial"));
         if beside.exists() {
             fs::remove_dir_all(&beside).map_err(io(&beside))?;
         }
-        let written = write_all(&beside, step, policy, moments, companions);
+        let written = write_all(&beside, contents);
         if let Err(error) = written {
             // Best effort: the first error is the one to report.
             drop(fs::remove_dir_all(&beside));
@@ -120,12 +142,11 @@ impl Checkpoint {
     }
 
     /// Takes the trainer's state up again: gives the policy, which was opened from this checkpoint,
-    /// its parameters as they were before they were rounded for the disk, and returns the optimizer's
-    /// moments.
+    /// its parameters as they were before they were rounded for the disk, and returns the rest.
     ///
     /// # Errors
     /// A missing or damaged file, or the state of another network.
-    pub fn resume(&self, policy: &Policy) -> Result<MomentsByLoss, Error> {
+    pub fn resume(&self, policy: &Policy) -> Result<Resumed, Error> {
         let state_error = |reason: String| Error::State { path: self.directory.clone(), reason };
         let state_file = self.directory.join(STATE_FILE);
         let bytes = fs::read(&state_file)
@@ -158,19 +179,14 @@ impl Checkpoint {
                 moments.insert(loss, history);
             }
         }
-        Ok(moments)
+        Ok(Resumed { run_id: state.run_id, moments })
     }
 }
 
 /// Writes a whole checkpoint into a new directory and makes it durable: the files that
 /// `transformers` loads, and the trainer's state.
-fn write_all(
-    directory: &Path,
-    step: u64,
-    policy: &Policy,
-    moments: &MomentsByLoss,
-    companions: &Companions,
-) -> Result<(), Error> {
+fn write_all(directory: &Path, contents: &Contents<'_>) -> Result<(), Error> {
+    let Contents { step, run_id, policy, moments, companions } = *contents;
     fs::create_dir_all(directory).map_err(io(directory))?;
     policy.save(directory)?;
     companions.write(directory)?;
@@ -184,7 +200,8 @@ fn write_all(
     }
     write_weights(&directory.join(TENSORS_FILE), &tensors)?;
     let steps = moments.iter().map(|(loss, moments)| (loss.name().to_owned(), moments.steps));
-    let state = State { step, optimizer_steps: steps.collect() };
+    let run_id = run_id.to_owned();
+    let state = State { step, run_id, optimizer_steps: steps.collect() };
     let text = serde_json::to_vec_pretty(&state).expect("numbers always serialise");
     let state_file = directory.join(STATE_FILE);
     fs::write(&state_file, text).map_err(io(&state_file))?;

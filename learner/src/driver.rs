@@ -1,4 +1,8 @@
 //! The learner's loop: take a batch, carry it out on a thread of its own, report it.
+//!
+//! Owns: what the coordinator was told. Does not know: what a batch does.
+//! Invariant: a finished batch is reported until the coordinator confirms it, or serves what follows
+//! it; the weights outlive every connection, so no step is done twice and none is left out.
 
 use std::{
     sync::Arc,
@@ -6,7 +10,7 @@ use std::{
 };
 
 use ballast_proto::v1::{StepKind, TrainBatch};
-use ballast_runtime::{backoff::Backoff, net::connect_with_retry};
+use ballast_runtime::{backoff::Backoff, leader::Search};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
@@ -36,9 +40,6 @@ pub enum Error {
         /// What it says.
         reason: String,
     },
-    /// The address is none.
-    #[error(transparent)]
-    Connect(#[from] ballast_runtime::net::ConnectError),
     /// The training thread died.
     #[error("the training thread panicked; its last words are in the log")]
     Thread,
@@ -57,12 +58,14 @@ enum Ended {
 /// The learner as the coordinator sees it.
 #[derive(Debug)]
 pub struct Driver {
-    address: String,
+    coordinator: Search,
     identity: LearnerIdentity,
     /// In its place except while a batch is being carried out.
     worker: Option<Worker>,
     /// Carried out, but the coordinator has not confirmed that it knows.
     unreported: Option<Completed>,
+    /// First of the refusals at hand.
+    refused_since: Option<Instant>,
     shutdown: CancellationToken,
 }
 
@@ -70,12 +73,13 @@ impl Driver {
     /// A driver for a worker whose `Weights` service is already listening.
     #[must_use]
     pub fn new(
-        address: String,
+        coordinator: Search,
         identity: LearnerIdentity,
         worker: Worker,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { address, identity, worker: Some(worker), unreported: None, shutdown }
+        let worker = Some(worker);
+        Self { coordinator, identity, worker, unreported: None, refused_since: None, shutdown }
     }
 
     /// Trains until the coordinator says the run is over or a signal asks to stop; in the second
@@ -84,65 +88,63 @@ impl Driver {
     /// # Errors
     /// What cannot be mended by connecting again.
     pub async fn run(mut self) -> Result<(), Error> {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(3), 0);
-        let mut refused_since: Option<Instant> = None;
         loop {
-            let channel =
-                match connect_with_retry(&self.address, "the coordinator", &self.shutdown).await {
-                    Ok(channel) => channel,
-                    Err(_) if self.shutdown.is_cancelled() => return self.stop(),
-                    Err(error) => return Err(error.into()),
-                };
-            let mut coordinator = Coordinator::new(channel, self.identity.clone());
-            let status = match self.follow(&mut coordinator, &mut refused_since).await? {
-                Ended::Finished => return Ok(()),
-                Ended::Stopped => return self.stop(),
-                Ended::Broken(status) => status,
-            };
-            if status.code() == Code::FailedPrecondition {
-                self.on_refusal(&mut refused_since, &status)?;
-            } else {
-                tracing::warn!("lost the coordinator ({}); connecting again", status.message());
-            }
-            tokio::select! {
+            // Cancel-safe: nothing was said over a connection that is dropped.
+            let channel = tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => return self.stop(),
-                () = tokio::time::sleep(backoff.next_delay()) => {}
+                channel = self.coordinator.connect() => channel,
+            };
+            let client = Coordinator::new(channel, self.identity.clone());
+            match self.follow(client).await? {
+                Ended::Finished => return Ok(()),
+                Ended::Stopped => return self.stop(),
+                Ended::Broken(status) => {
+                    self.coordinator.failed(&status);
+                    self.check_refusal(&status)?;
+                }
             }
         }
     }
 
-    /// Waits in silence after the first refusal, until it has lasted too long.
-    fn on_refusal(&self, since: &mut Option<Instant>, status: &Status) -> Result<(), Error> {
-        let reason = status.message();
-        let Some(since) = since else {
-            *since = Some(Instant::now());
-            let seconds = REFUSED_MAX.as_secs();
+    /// A refusal counts once it has lasted too long.
+    fn check_refusal(&mut self, status: &Status) -> Result<(), Error> {
+        if status.code() != Code::FailedPrecondition {
+            return Ok(());
+        }
+        let Some(since) = self.refused_since else {
+            self.refused_since = Some(Instant::now());
+            let (reason, seconds) = (status.message(), REFUSED_MAX.as_secs());
             tracing::warn!("refused ({reason}); trying again for {seconds} s");
             return Ok(());
         };
         if since.elapsed() <= REFUSED_MAX {
             return Ok(());
         }
-        Err(Error::Refused { address: self.address.clone(), reason: reason.to_owned() })
+        let (address, reason) = (self.coordinator.address().into(), status.message().into());
+        Err(Error::Refused { address, reason })
     }
 
     /// Follows one stream of batches to its end.
-    async fn follow(
-        &mut self,
-        coordinator: &mut Coordinator,
-        refused_since: &mut Option<Instant>,
-    ) -> Result<Ended, Error> {
-        let mut batches = match self.open(coordinator).await {
+    async fn follow(&mut self, mut client: Coordinator) -> Result<Ended, Error> {
+        let shutdown = self.shutdown.clone();
+        // Cancel-safe: what is not confirmed stays unreported.
+        let opened = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Ok(Ended::Stopped),
+            opened = self.open(&mut client) => opened,
+        };
+        let mut batches = match opened {
             Ok(batches) => batches,
             Err(status) => return Ok(Ended::Broken(status)),
         };
-        *refused_since = None;
+        self.coordinator.welcomed();
+        self.refused_since = None;
         loop {
             // Cancel-safe: a message that is not taken stays in the stream.
             let batch = tokio::select! {
                 biased;
-                () = self.shutdown.cancelled() => return Ok(Ended::Stopped),
+                () = shutdown.cancelled() => return Ok(Ended::Stopped),
                 message = batches.message() => match message {
                     Ok(Some(batch)) => batch,
                     Ok(None) => return Ok(Ended::Broken(Status::unavailable("the stream ended"))),
@@ -152,26 +154,35 @@ impl Driver {
             let finish = batch.kind() == StepKind::Finish;
             let Some(completed) = self.perform(batch).await? else { return Ok(Ended::Stopped) };
             self.unreported = Some(completed);
-            if let Err(status) = self.report(coordinator).await {
-                if finish {
-                    return Ok(Ended::Finished);
-                }
-                return Ok(Ended::Broken(status));
-            }
-            if finish {
-                return Ok(Ended::Finished);
+            // Cancel-safe, as above.
+            let reported = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(Ended::Stopped),
+                reported = self.report(&mut client) => reported,
+            };
+            match reported {
+                // The run is over, whether the coordinator still listens or not.
+                _ if finish => return Ok(Ended::Finished),
+                Ok(()) => {}
+                Err(status) => return Ok(Ended::Broken(status)),
             }
         }
     }
 
-    async fn open(
-        &mut self,
-        coordinator: &mut Coordinator,
-    ) -> Result<Streaming<TrainBatch>, Status> {
+    /// Opens the stream of the batches after those in the weights. An answer that the last stream
+    /// may have lost is given again before: it says more about its batch than `last_step` does.
+    async fn open(&mut self, client: &mut Coordinator) -> Result<Streaming<TrainBatch>, Status> {
+        match self.report(client).await {
+            Err(status) if is_refusal(&status) => {
+                tracing::debug!("the last answer is not taken: {}", status.message());
+            }
+            reported => reported?,
+        }
         let worker = self.worker.as_ref().ok_or_else(|| Status::internal("the worker is gone"))?;
         let (step, hash) = (worker.last_step(), worker.manifest_hash());
-        let batches = coordinator.next_batches(step, hash).await?;
-        // The step of an unreported batch is in the weights, so opening the stream has told it.
+        let batches = client.next_batches(step, hash, worker.run_id()).await?;
+        // The step of an unreported batch is in the weights, so opening the stream has told it. A
+        // checkpoint that is not known yet is asked for again.
         self.unreported = None;
         Ok(batches)
     }
@@ -215,9 +226,9 @@ impl Driver {
         Ok(result)
     }
 
-    async fn report(&mut self, coordinator: &mut Coordinator) -> Result<(), Status> {
+    async fn report(&mut self, client: &mut Coordinator) -> Result<(), Status> {
         if let Some(completed) = &self.unreported {
-            coordinator.complete(completed).await?;
+            client.complete(completed).await?;
         }
         self.unreported = None;
         Ok(())
@@ -232,4 +243,9 @@ impl Driver {
         }
         Ok(())
     }
+}
+
+/// Whether the coordinator understood and said no. Anything else may be the connection's fault.
+fn is_refusal(status: &Status) -> bool {
+    matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument)
 }

@@ -22,7 +22,9 @@ use ballast_proto::{
 use ballast_runtime::{
     config::Config,
     config_file::{ConfigArgs, to_toml},
-    exit, net,
+    exit,
+    leader::Search,
+    net,
     shutdown::Shutdown,
     telemetry,
 };
@@ -38,8 +40,9 @@ struct Arguments {
     command: Option<Command>,
     #[command(flatten)]
     config: ConfigArgs,
-    /// Coordinator to train for, HOST:PORT [default: coordinator.listen of the config]
-    #[arg(long)]
+    /// HOST:PORT of the coordinator to train for, or of each process that may lead, separated by
+    /// commas [default: coordinator.listen of the config]
+    #[arg(long, value_name = "ADDRESSES")]
     coordinator: Option<String>,
     /// Name of this learner
     #[arg(long, default_value = "learner-0")]
@@ -126,6 +129,8 @@ fn train(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 async fn serve(arguments: &Arguments, config: &Config, worker: Worker) -> anyhow::Result<()> {
+    let coordinator = arguments.coordinator.as_deref().unwrap_or(&config.coordinator.listen);
+    let coordinator = Search::new(coordinator, "the coordinator").map_err(exit::unusable)?;
     let shutdown = Shutdown::listen().context("listen for signals")?;
     let (listener, bound) = net::bind(&config.learner.listen).await.map_err(exit::unusable)?;
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -157,12 +162,10 @@ async fn serve(arguments: &Arguments, config: &Config, worker: Worker) -> anyhow
         generation: Generation(u64::try_from(started.as_millis()).unwrap_or(u64::MAX)),
         weights_address,
     };
-    let coordinator =
-        arguments.coordinator.clone().unwrap_or_else(|| config.coordinator.listen.clone());
     let driver = Driver::new(coordinator, identity, worker, shutdown.token());
     tokio::select! {
         ended = driver.run() => ended.map_err(|error| match error {
-            driver::Error::Refused { .. } | driver::Error::Connect(_) => exit::unusable(error).into(),
+            driver::Error::Refused { .. } => exit::unusable(error).into(),
             error => error.into(),
         }),
         served = server => served.context("serve the weights"),

@@ -17,7 +17,7 @@ use ballast_runtime::config::Config;
 
 use crate::{
     algorithm::{Grpo, supervised},
-    checkpoint::{self, Checkpoint},
+    checkpoint::{self, Checkpoint, Contents, Resumed},
     companions::{self, Companions},
     loss::Clip,
     optimizer::{AdamW, MomentsByLoss},
@@ -64,6 +64,17 @@ pub enum Error {
         /// Last step in the weights.
         last: u64,
     },
+    /// The coordinator sent a batch of another run.
+    #[error(
+        "the coordinator sent a batch of run {found}, but these weights belong to run {held}; \
+         give each run its own run.name, or remove the checkpoints of the old one"
+    )]
+    Run {
+        /// Run of the batch.
+        found: String,
+        /// Run of the weights.
+        held: String,
+    },
     /// The batch says nothing this version understands.
     #[error("the coordinator sent a batch of unknown kind; run the same version of all roles")]
     Kind,
@@ -94,6 +105,8 @@ pub struct Worker {
     grpo: Grpo,
     clip: Clip,
     step: u64,
+    /// Run the weights belong to; empty before the first batch.
+    run_id: String,
     manifest_hash: ManifestHash,
     companions: Companions,
     checkpoints: PathBuf,
@@ -117,9 +130,9 @@ impl Worker {
         let companions = Companions::read(directory, &config.model)?;
         companions.check(directory, &policy)?;
         check_context(directory, &policy, config.episode.trajectory_tokens_max)?;
-        let moments = match &saved {
+        let Resumed { run_id, moments } = match &saved {
             Some(saved) => saved.resume(&policy)?,
-            None => MomentsByLoss::new(),
+            None => Resumed { run_id: String::new(), moments: MomentsByLoss::new() },
         };
         let step = saved.as_ref().map_or(0, |saved| saved.step);
         tracing::info!("weights from {}, step {step}", directory.display());
@@ -139,6 +152,7 @@ impl Worker {
             grpo: Grpo { divide_by_std: config.rl.advantage_std },
             clip: Clip { low: config.rl.clip_low, high: config.rl.clip_high },
             step,
+            run_id,
             manifest_hash,
             companions,
             checkpoints,
@@ -159,6 +173,12 @@ impl Worker {
         self.step
     }
 
+    /// Run the weights belong to; empty for initial ones.
+    #[must_use]
+    pub fn run_id(&self) -> &str {
+        &self.run_id
+    }
+
     /// Manifest hash of the version on offer.
     #[must_use]
     pub fn manifest_hash(&self) -> ManifestHash {
@@ -168,10 +188,11 @@ impl Worker {
     /// Carries out one batch.
     ///
     /// # Errors
-    /// A batch that is out of order or malformed, or a checkpoint the disk refuses.
+    /// A batch that is out of order, of another run or malformed, or a checkpoint the disk refuses.
     pub fn perform(&mut self, batch: &TrainBatch) -> Result<Completed, Error> {
         // The driver runs each batch on whatever thread is free.
         set_threads(self.threads);
+        self.enter(&batch.run_id)?;
         match batch.kind() {
             StepKind::Rl | StepKind::Sft | StepKind::Joint => self.train(batch),
             StepKind::Checkpoint => {
@@ -197,12 +218,27 @@ impl Worker {
         if let Some(saved) = self.saved.as_ref().filter(|saved| saved.step == self.step) {
             return Ok(saved.clone());
         }
-        let moments = self.trainer.optimizer().moments();
-        let policy = self.trainer.policy();
-        let root = &self.checkpoints;
-        let saved = Checkpoint::save(root, self.step, policy, moments, &self.companions)?;
+        let contents = Contents {
+            step: self.step,
+            run_id: &self.run_id,
+            policy: self.trainer.policy(),
+            moments: self.trainer.optimizer().moments(),
+            companions: &self.companions,
+        };
+        let saved = Checkpoint::save(&self.checkpoints, &contents)?;
         self.saved = Some(saved.clone());
         Ok(saved)
+    }
+
+    /// The first batch says which run the weights belong to from then on.
+    fn enter(&mut self, run_id: &str) -> Result<(), Error> {
+        if self.run_id.is_empty() {
+            run_id.clone_into(&mut self.run_id);
+        }
+        if self.run_id != run_id {
+            return Err(Error::Run { found: run_id.to_owned(), held: self.run_id.clone() });
+        }
+        Ok(())
     }
 
     fn train(&mut self, batch: &TrainBatch) -> Result<Completed, Error> {

@@ -2,111 +2,22 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::{fs, path::Path, sync::OnceLock};
+mod support;
+
+use std::{fs, path::Path};
 
 use ballast_learner::{
     algorithm::TrainingSample,
     loss::Clip,
-    new_model::{self, Shape},
     optimizer::{AdamW, Loss, MomentsByLoss},
     train::{LossKind, Part, StepReport, Trainer},
     worker::{self, Completed, Worker, load_policy},
 };
 use ballast_policy::{ModelConfig, Policy, WEIGHTS_FILE, read_weights, write_weights_bf16};
-use ballast_proto::v1::{
-    Mode, Role, RolloutGroup, SampledVersion, Span, StepKind, StopReason, TaskRef, TrainBatch,
-    Trajectory,
-};
-use ballast_runtime::config::Config;
-use tempfile::TempDir;
+use ballast_proto::v1::TrainBatch;
+use support::{checkpoint, config, model, rl, sft};
 
 const METRICS_DOCUMENT: &str = include_str!("../../docs/metrics.md");
-
-/// A small model, made once: its tokenizer takes a second to train.
-fn model() -> &'static Path {
-    static MODEL: OnceLock<TempDir> = OnceLock::new();
-    let directory = MODEL.get_or_init(|| {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let shape = Shape {
-            vocab_size: 400,
-            hidden_size: 16,
-            intermediate_size: 24,
-            layers: 2,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 8,
-            positions_max: 64,
-        };
-        new_model::create(directory.path(), "market", &shape, 1).expect("a model");
-        directory
-    });
-    directory.path()
-}
-
-fn config(runs: &Path) -> Config {
-    let mut config = Config::default();
-    config.run.directory = runs.to_owned();
-    config.model.checkpoint = model().to_owned();
-    // The small model has no more positions.
-    config.episode.trajectory_tokens_max = 64;
-    config
-}
-
-fn trajectory(episode_id: u64, tokens: usize, reward: f32) -> Trajectory {
-    let start = 2;
-    let sampled = |at: usize| at >= start;
-    Trajectory {
-        episode_id,
-        group_id: Some(0),
-        task: Some(TaskRef::default()),
-        mode: Mode::Explore.into(),
-        token_ids: (0..tokens).map(|at| ((at as u64 * 7 + episode_id) % 300) as u32).collect(),
-        loss_mask: (0..tokens).map(|at| u8::from(sampled(at))).collect(),
-        behavior_logprobs: (0..tokens).map(|at| if sampled(at) { -5.0 } else { 0.0 }).collect(),
-        policy_versions: vec![0; tokens],
-        sampled_versions: vec![SampledVersion { policy_version: 0, manifest_hash: vec![0; 32] }],
-        spans: vec![
-            Span { role: Role::User.into(), start: 0, end: start as u32, ..Default::default() },
-            Span {
-                role: Role::Assistant.into(),
-                start: start as u32,
-                end: tokens as u32,
-                ..Default::default()
-            },
-        ],
-        stop_reason: StopReason::Done.into(),
-        reward: Some(reward),
-        success: Some(reward > 0.5),
-        ..Default::default()
-    }
-}
-
-fn sft(step: u64) -> TrainBatch {
-    let demonstration =
-        |id| Trajectory { mode: Mode::Demonstrate.into(), ..trajectory(id, 12, 1.0) };
-    TrainBatch {
-        step,
-        kind: StepKind::Sft.into(),
-        demonstrations: vec![demonstration(step), demonstration(step + 1)],
-        learning_rate: 1e-2,
-        ..Default::default()
-    }
-}
-
-fn rl(step: u64) -> TrainBatch {
-    let trajectories = (0..4).map(|id| trajectory(id, 8 + id as usize, (id % 2) as f32)).collect();
-    TrainBatch {
-        step,
-        kind: StepKind::Rl.into(),
-        groups: vec![RolloutGroup { group_id: 0, trajectories }],
-        learning_rate: 1e-3,
-        ..Default::default()
-    }
-}
-
-fn checkpoint(step: u64) -> TrainBatch {
-    TrainBatch { step, kind: StepKind::Checkpoint.into(), ..Default::default() }
-}
 
 fn perform(worker: &mut Worker, batch: &TrainBatch) -> Completed {
     worker.perform(batch).expect("a step")
@@ -210,6 +121,28 @@ fn a_reward_that_is_not_finite_is_refused_before_it_reaches_the_loss() {
     batch.groups[0].trajectories[1].reward = Some(f32::NAN);
     let error = worker.perform(&batch).unwrap_err().to_string();
     assert!(error.contains("reward holds an impossible number"), "{error}");
+}
+
+#[test]
+fn a_checkpoint_keeps_the_run_it_belongs_to() {
+    let of_run = |batch: TrainBatch, run_id: &str| TrainBatch { run_id: run_id.into(), ..batch };
+    let runs = tempfile::tempdir().unwrap();
+    let mut worker = Worker::open(&config(runs.path())).unwrap();
+    assert_eq!(worker.run_id(), "", "initial weights belong to no run");
+    perform(&mut worker, &of_run(sft(1), "one"));
+    let saved = perform(&mut worker, &of_run(checkpoint(1), "one")).checkpoint.unwrap();
+    let mut resumed = Worker::open(&config(runs.path())).unwrap();
+    assert_eq!((resumed.run_id(), resumed.last_step()), ("one", 1));
+    let foreign = resumed.perform(&of_run(sft(2), "two")).unwrap_err().to_string();
+    assert!(foreign.contains("run two") && foreign.contains("run one"), "{foreign}");
+    assert_eq!(resumed.last_step(), 1);
+    // As it was before runs had an identity.
+    let state = saved.join("trainer_state.json");
+    let text = fs::read_to_string(&state).unwrap();
+    let older = text.replace("\"run_id\": \"one\",", "");
+    assert!(older.len() < text.len(), "{text}");
+    fs::write(&state, older).unwrap();
+    assert_eq!(Worker::open(&config(runs.path())).unwrap().run_id(), "");
 }
 
 fn copy_of_model(target: &Path) {

@@ -4,12 +4,14 @@
 //! what differs. Loading, overrides and the check of all faults at once are in [`crate::config_file`].
 
 mod schedule;
+mod store;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 pub use schedule::{Adaptive, PhaseEnd, PhaseKind, Schedule, ScheduleKind, SchedulePhase};
+pub use store::{Store, StoreKind};
 
 /// A whole run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -225,8 +227,12 @@ pub struct Episode {
 pub struct Coordinator {
     /// Address to listen on; port 0 takes a free one and writes it to `<run>/coordinator.address`.
     pub listen: String,
+    /// HOST:PORT under which actors, learners and people reach it; empty: the listening address.
+    pub advertise: String,
     /// Seconds without a heartbeat after which an actor counts as lost.
     pub actor_lease_s: f64,
+    /// What the coordinators of the run share.
+    pub store: Store,
 }
 
 /// Training process.
@@ -380,7 +386,12 @@ impl Default for Episode {
 
 impl Default for Coordinator {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:7711".into(), actor_lease_s: 10.0 }
+        Self {
+            listen: "127.0.0.1:7711".into(),
+            advertise: String::new(),
+            actor_lease_s: 10.0,
+            store: Store::default(),
+        }
     }
 }
 

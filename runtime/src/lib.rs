@@ -2,7 +2,7 @@
 //! build, bind, spawn, wait for a signal, drain.
 //!
 //! Owns: the configuration schema and its loader, telemetry, signals, exit codes, connections
-//! with retry, atomic files. Does not know: any role, the wire messages, torch.
+//! and the search for who leads, atomic files. Does not know: any role, the wire messages, torch.
 
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ pub mod backoff;
 pub mod config;
 pub mod config_file;
 pub mod exit;
+pub mod leader;
 pub mod memory;
 pub mod net;
 pub mod shutdown;

@@ -7,27 +7,19 @@ use std::{
 };
 
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
-
-use crate::backoff::Backoff;
+use tonic::transport::Endpoint;
 
 /// Time one connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An idle peer is asked for a sign of life this often, so that a dead one is noticed.
-pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// A peer that does not answer a keepalive for this long is gone. Generous: on a busy laptop a
-/// process may not be scheduled for seconds.
-pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// A peer that does not answer a keepalive for this long is gone. On a busy laptop a process may not
+/// be scheduled for seconds; a leader that hangs holds everybody up for this time and the interval.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes one stream may have in flight: a few `Fetch` messages.
 pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// Bytes one connection may have in flight.
 pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-
-const RETRY_INITIAL: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(5);
-/// A waiting process says so on the first failed attempt and then every this many attempts.
-const ATTEMPTS_PER_REPORT: u64 = 5;
 
 /// Why a process cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +56,12 @@ pub enum ConnectError {
     /// The text is no address.
     #[error("`{0}` is not an address; write HOST:PORT, for example 127.0.0.1:7711")]
     Address(String),
-    /// The process drains.
-    #[error("stopped while waiting for {0}")]
-    Cancelled(String),
+    /// The port is 0.
+    #[error(
+        "`{0}` is no address to connect to: port 0 stands for any free port, and only the process \
+         that listens knows which it got; name that with --coordinator HOST:PORT"
+    )]
+    AnyPort(String),
 }
 
 /// Listens on `address` (HOST:PORT; port 0 takes a free one) and says which address it got.
@@ -108,6 +103,15 @@ pub(crate) fn split_address(address: &str) -> Option<(&str, u16)> {
     (valid && !host.is_empty()).then_some((host, port.parse().ok()?))
 }
 
+/// Whether `address` (HOST:PORT) is one to connect to.
+pub(crate) fn check_connectable(address: &str) -> Result<(), ConnectError> {
+    match split_address(address) {
+        None => Err(ConnectError::Address(address.to_owned())),
+        Some((_, 0)) => Err(ConnectError::AnyPort(address.to_owned())),
+        Some(_) => Ok(()),
+    }
+}
+
 /// A gRPC endpoint at `address` (HOST:PORT) with this project's timeouts, keepalive and windows.
 /// It does not connect yet.
 ///
@@ -127,43 +131,8 @@ pub fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
 }
 
-/// Connects to `what` ("the coordinator") at `address`, trying for as long as it takes and saying
-/// in the log that it waits.
-///
-/// # Errors
-/// Only when waiting is pointless: `address` is none, or `cancelled` fired.
-pub async fn connect_with_retry(
-    address: &str,
-    what: &str,
-    cancelled: &CancellationToken,
-) -> Result<Channel, ConnectError> {
-    let endpoint = endpoint(address)?;
-    let mut backoff = Backoff::new(RETRY_INITIAL, RETRY_MAX, u64::from(std::process::id()));
-    let mut attempts = 0u64;
-    // Cancel-safe: a dropped attempt leaves nothing behind.
-    let connect = async {
-        loop {
-            match endpoint.connect().await {
-                Ok(channel) => break channel,
-                Err(error) if attempts.is_multiple_of(ATTEMPTS_PER_REPORT) => {
-                    let cause = root_cause(&error);
-                    tracing::warn!("waiting for {what} at {address}: {cause}");
-                }
-                Err(_) => {}
-            }
-            attempts += 1;
-            tokio::time::sleep(backoff.next_delay()).await;
-        }
-    };
-    tokio::select! {
-        biased;
-        () = cancelled.cancelled() => Err(ConnectError::Cancelled(what.to_owned())),
-        channel = connect => Ok(channel),
-    }
-}
-
 /// tonic says "transport error" and hides the reason ("connection refused") at the end of the chain.
-fn root_cause(error: &dyn std::error::Error) -> String {
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
@@ -210,32 +179,5 @@ mod tests {
         for address in ["127.0.0.1:7711", "learner-0.learner:7712", "[::1]:80"] {
             assert!(endpoint(address).is_ok(), "{address}");
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn waiting_ends_when_cancelled() {
-        let (held, address) = bind("127.0.0.1:0").await.expect("a free port");
-        drop(held);
-        let cancelled = CancellationToken::new();
-        cancelled.cancel();
-        let result = connect_with_retry(&address.to_string(), "the coordinator", &cancelled).await;
-        assert!(matches!(result, Err(ConnectError::Cancelled(_))));
-    }
-
-    #[tokio::test]
-    async fn a_late_server_is_found() {
-        let (held, address) = bind("127.0.0.1:0").await.expect("a free port");
-        drop(held);
-        let target = address.to_string();
-        let token = CancellationToken::new();
-        let client = connect_with_retry(&target, "the coordinator", &token);
-        let server = async {
-            tokio::task::yield_now().await;
-            let (listener, _) = bind(&target).await.expect("the same port");
-            listener.accept().await.expect("a connection").0
-        };
-        // The client's handshake completes against the raw socket: HTTP/2 starts lazily.
-        let (channel, _connection) = tokio::join!(client, server);
-        assert!(channel.is_ok());
     }
 }

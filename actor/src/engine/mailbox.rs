@@ -6,16 +6,19 @@ use std::{
     time::Duration,
 };
 
-use ballast_proto::{EpisodeId, Generation};
+use ballast_proto::EpisodeId;
 
-use super::{AdoptError, ReadyPolicy};
+use super::{AdoptError, ReadyPolicy, RunIndex};
 use crate::{assignment::Assignment, weights::StagedPolicy};
+
+/// Episodes to give up that the engine has not looked at, per slot.
+const CANCELLED_PER_SLOT: usize = 2;
 
 /// Hand-over from the session and the weights subscriber to the engine's thread. Nothing here
 /// blocks: assignments are bounded by the slots, and of staged policies the newest wins.
 #[derive(Debug)]
 pub struct Mailbox {
-    assignments_max: usize,
+    slots: usize,
     inbox: Mutex<Inbox>,
     filled: Condvar,
 }
@@ -30,7 +33,7 @@ pub(super) struct Inbox {
     /// A policy to make ready.
     pub(super) staged: Option<StagedPolicy>,
     /// Episodes to run.
-    pub(super) assignments: Vec<(Generation, Assignment)>,
+    pub(super) assignments: Vec<(RunIndex, Assignment)>,
     /// Episodes to give up.
     pub(super) cancelled: Vec<EpisodeId>,
     /// Give back what has not started.
@@ -51,7 +54,7 @@ impl Inbox {
     }
 }
 
-/// More assignments, or more cancellations, than the actor has slots.
+/// More assignments, or more cancellations, than the actor's slots allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("more at once than there are slots")]
 pub struct MailboxFull;
@@ -60,23 +63,19 @@ impl Mailbox {
     /// An empty mailbox for an engine with `slots` slots.
     #[must_use]
     pub fn new(slots: usize) -> Self {
-        Self { assignments_max: slots, inbox: Mutex::default(), filled: Condvar::new() }
+        Self { slots, inbox: Mutex::default(), filled: Condvar::new() }
     }
 
     /// An episode to run.
     ///
     /// # Errors
     /// The engine has as many to look at as it has slots.
-    pub fn assign(
-        &self,
-        generation: Generation,
-        assignment: Assignment,
-    ) -> Result<(), MailboxFull> {
+    pub fn assign(&self, run: RunIndex, assignment: Assignment) -> Result<(), MailboxFull> {
         let mut inbox = self.lock();
-        if inbox.assignments.len() >= self.assignments_max {
+        if inbox.assignments.len() >= self.slots {
             return Err(MailboxFull);
         }
-        inbox.assignments.push((generation, assignment));
+        inbox.assignments.push((run, assignment));
         self.filled.notify_one();
         Ok(())
     }
@@ -85,10 +84,11 @@ impl Mailbox {
     /// is over by then.
     ///
     /// # Errors
-    /// The engine has as many to give up as it has slots.
+    /// The engine has twice as many to give up as it has slots. Each episode given up once, that does
+    /// not happen: those it holds and those it is to look at are one per slot each.
     pub fn cancel(&self, episode: EpisodeId) -> Result<(), MailboxFull> {
         let mut inbox = self.lock();
-        if inbox.cancelled.len() >= self.assignments_max {
+        if inbox.cancelled.len() >= CANCELLED_PER_SLOT * self.slots {
             return Err(MailboxFull);
         }
         inbox.cancelled.push(episode);

@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 
 use ballast_chat::TemplateFiles;
 use ballast_proto::{
-    EpisodeId, Generation, ManifestHash, PolicyVersion,
+    EpisodeId, ManifestHash, PolicyVersion,
     v1::{Mode, Trajectory},
     verify_trajectory,
 };
@@ -34,11 +34,16 @@ use crate::{
     weights::StagedPolicy,
 };
 
+/// Which of the runs this actor has worked for, counted by the actor. Episode ids are unique within
+/// one run only, so a report says to which it belongs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunIndex(pub u64);
+
 /// What became of an assignment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// Session it came over.
-    pub generation: Generation,
+    /// Run it belongs to.
+    pub run: RunIndex,
     /// The outcome.
     pub outcome: Outcome,
 }
@@ -54,6 +59,8 @@ pub enum Outcome {
         episode_id: EpisodeId,
         /// Why, for people.
         reason: String,
+        /// Tokens its trajectory had by then.
+        tokens: usize,
     },
 }
 
@@ -92,7 +99,7 @@ pub struct Engine {
 
 /// One assignment in work.
 struct Slot {
-    generation: Generation,
+    run_index: RunIndex,
     assignment: Assignment,
     assigned_at: Duration,
     /// Absent while the episode waits for its policy version.
@@ -173,14 +180,10 @@ impl Engine {
     ///
     /// # Errors
     /// All slots are taken: the coordinator used more credits than it had.
-    pub fn assign(
-        &mut self,
-        generation: Generation,
-        assignment: Assignment,
-    ) -> Result<(), NoFreeSlot> {
+    pub fn assign(&mut self, run: RunIndex, assignment: Assignment) -> Result<(), NoFreeSlot> {
         let free = self.slots.iter_mut().find(|slot| slot.is_none()).ok_or(NoFreeSlot)?;
         let assigned_at = (self.clock)();
-        *free = Some(Slot { generation, assignment, assigned_at, run: None });
+        *free = Some(Slot { run_index: run, assignment, assigned_at, run: None });
         self.count_episodes();
         Ok(())
     }
@@ -231,8 +234,7 @@ impl Engine {
         }
     }
 
-    /// Drops every episode without a report: the session they came over is gone, and the
-    /// coordinator has cancelled them.
+    /// Drops every episode without a report: the run they belong to is over.
     pub fn abandon(&mut self) {
         for index in 0..self.slots.len() {
             self.release(index);
@@ -246,7 +248,7 @@ impl Engine {
             slot.as_ref().is_some_and(|slot| slot.assignment.episode_id == episode)
         };
         let index = self.slots.iter().position(held)?;
-        let report = self.release(index).map(|slot| slot.returned("cancelled"));
+        let report = self.release(index).map(|slot| slot.returned("cancelled", slot.tokens()));
         self.count_episodes();
         report
     }
@@ -257,7 +259,7 @@ impl Engine {
         let mut reports = Vec::new();
         for index in 0..self.slots.len() {
             if waiting(&self.slots[index]) {
-                reports.extend(self.release(index).map(|slot| slot.returned(reason)));
+                reports.extend(self.release(index).map(|slot| slot.returned(reason, 0)));
             }
         }
         self.count_episodes();
@@ -346,24 +348,19 @@ impl Engine {
             decoder.feed(index, tokens);
             self.counters.add_processed(tokens.len());
         });
-        let checked = match finished {
+        let (fault, tokens) = match finished {
             Ok(None) => return None,
             Ok(Some(trajectory)) => match verify_trajectory(&trajectory) {
-                Ok(()) => Ok(trajectory),
-                Err(invalid) => Err(invalid.to_string()),
+                Ok(()) => {
+                    let run = self.release(index)?.run_index;
+                    return Some(Report { run, outcome: Outcome::Finished(trajectory) });
+                }
+                Err(invalid) => (invalid.to_string(), trajectory.token_ids.len()),
             },
-            Err(Broken(illegal)) => Err(illegal.to_string()),
+            Err(Broken(illegal)) => (illegal.to_string(), slot.tokens()),
         };
-        let slot = self.release(index)?;
-        Some(match checked {
-            Ok(trajectory) => {
-                Report { generation: slot.generation, outcome: Outcome::Finished(trajectory) }
-            }
-            Err(fault) => {
-                tracing::error!("a bug in the actor: {fault}; the episode is given back");
-                slot.returned(&fault)
-            }
-        })
+        tracing::error!("a bug in the actor: {fault}; the episode is given back");
+        self.release(index).map(|slot| slot.returned(&fault, tokens))
     }
 
     fn release(&mut self, index: usize) -> Option<Slot> {
@@ -399,10 +396,15 @@ fn check_answer(want: &[usize], sampled: Vec<Sampled>) -> Result<Vec<Sampled>, D
 }
 
 impl Slot {
-    fn returned(&self, reason: &str) -> Report {
+    fn returned(&self, reason: &str, tokens: usize) -> Report {
         let episode_id = self.assignment.episode_id;
-        let outcome = Outcome::Returned { episode_id, reason: reason.to_owned() };
-        Report { generation: self.generation, outcome }
+        let outcome = Outcome::Returned { episode_id, reason: reason.to_owned(), tokens };
+        Report { run: self.run_index, outcome }
+    }
+
+    /// Tokens of its trajectory so far.
+    fn tokens(&self) -> usize {
+        self.run.as_ref().map_or(0, Run::tokens)
     }
 }
 

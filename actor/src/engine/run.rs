@@ -60,6 +60,11 @@ impl Run {
         self.deadline
     }
 
+    /// Tokens of the trajectory so far.
+    pub(super) fn tokens(&self) -> usize {
+        self.episode.tokens()
+    }
+
     /// Whether the next decode step is to sample for this episode.
     pub(super) fn wants_token(&self) -> bool {
         self.wants_token

@@ -11,11 +11,11 @@ use crate::{
     },
 };
 
-const SESSION: Generation = Generation(1);
+const RUN: RunIndex = RunIndex(1);
 
 fn run(engine: &mut Engine, mode: Mode, episodes: std::ops::Range<u64>) -> Vec<Trajectory> {
     for id in episodes {
-        engine.assign(SESSION, assignment(id, mode)).expect("a free slot");
+        engine.assign(RUN, assignment(id, mode)).expect("a free slot");
     }
     finish(engine)
 }
@@ -123,7 +123,7 @@ fn an_episode_waits_for_the_version_it_must_not_be_older_than() {
     let (mut engine, _) = engine(plays(&["1"]), 2);
     let late =
         Assignment { min_policy_version: Some(PolicyVersion(4)), ..assignment(0, Mode::Explore) };
-    engine.assign(SESSION, late).expect("a free slot");
+    engine.assign(RUN, late).expect("a free slot");
     assert!(!engine.is_runnable(), "no policy at all");
     engine.adopt(&staged(3)).expect("adopted");
     assert!(!engine.is_runnable(), "v3 is too old");
@@ -138,7 +138,7 @@ fn an_episode_waits_for_the_version_it_must_not_be_older_than() {
 fn tokens_after_a_swap_carry_the_new_version() {
     let (mut engine, _) = engine(plays(&["one two three four five"]), 1);
     engine.adopt(&staged(7)).expect("adopted");
-    engine.assign(SESSION, assignment(0, Mode::Explore)).expect("a free slot");
+    engine.assign(RUN, assignment(0, Mode::Explore)).expect("a free slot");
     assert_eq!(engine.step(), []);
     assert_eq!(engine.step(), []);
     engine.adopt(&staged(8)).expect("adopted");
@@ -170,7 +170,7 @@ fn an_unknown_world_is_not_the_policy_s_fault() {
     engine.adopt(&staged(0)).expect("adopted");
     let mut lost = assignment(0, Mode::Explore);
     lost.task.world = "atlantis".into();
-    engine.assign(SESSION, lost).expect("a free slot");
+    engine.assign(RUN, lost).expect("a free slot");
     let [trajectory] = finish(&mut engine).try_into().expect("one");
     assert_eq!(trajectory.stop_reason(), StopReason::Infrastructure);
 }
@@ -179,7 +179,7 @@ fn an_unknown_world_is_not_the_policy_s_fault() {
 fn the_wall_clock_ends_an_episode_with_a_score() {
     let (mut engine, hand) = engine(plays(&["one two three four"]), 1);
     engine.adopt(&staged(0)).expect("adopted");
-    engine.assign(SESSION, assignment(0, Mode::Explore)).expect("a free slot");
+    engine.assign(RUN, assignment(0, Mode::Explore)).expect("a free slot");
     assert_eq!(engine.step(), []);
     hand.store(60_000, Relaxed);
     let [report] = engine.step().try_into().expect("one");
@@ -191,12 +191,12 @@ fn the_wall_clock_ends_an_episode_with_a_score() {
 #[test]
 fn slots_are_bounded_and_can_be_given_back() {
     let (mut engine, _) = engine(plays(&["1"]), 1);
-    engine.assign(SESSION, assignment(0, Mode::Explore)).expect("a free slot");
-    assert_eq!(engine.assign(SESSION, assignment(1, Mode::Explore)), Err(NoFreeSlot));
+    engine.assign(RUN, assignment(0, Mode::Explore)).expect("a free slot");
+    assert_eq!(engine.assign(RUN, assignment(1, Mode::Explore)), Err(NoFreeSlot));
     let [report] = engine.return_waiting("drain").try_into().expect("one");
-    let outcome = Outcome::Returned { episode_id: EpisodeId(0), reason: "drain".into() };
-    assert_eq!(report, Report { generation: SESSION, outcome });
-    engine.assign(SESSION, assignment(2, Mode::Explore)).expect("a free slot");
+    let outcome = Outcome::Returned { episode_id: EpisodeId(0), reason: "drain".into(), tokens: 0 };
+    assert_eq!(report, Report { run: RUN, outcome });
+    engine.assign(RUN, assignment(2, Mode::Explore)).expect("a free slot");
     engine.adopt(&staged(0)).expect("adopted");
     assert_eq!(engine.step(), []);
     assert_eq!(engine.return_waiting("drain"), [], "a running episode is finished, not returned");
@@ -215,7 +215,7 @@ fn siblings_share_the_prefill_of_their_opening() {
             sampling: Sampling::new(sibling, 1.0),
             ..Assignment { episode_id: EpisodeId(sibling), ..assignment(5, Mode::Explore) }
         };
-        engine.assign(SESSION, of_one_task).expect("a free slot");
+        engine.assign(RUN, of_one_task).expect("a free slot");
     }
     let trajectories = finish(&mut engine);
     let opening = trajectories[0].loss_mask.iter().position(|mask| *mask == 1).expect("a sample");
@@ -244,14 +244,17 @@ fn too_little_memory_delays_episodes_and_changes_nothing_else() {
 fn one_episode_can_be_cancelled() {
     let (mut engine, _) = engine(plays(&["one two three"]), 2);
     engine.adopt(&staged(0)).expect("adopted");
-    engine.assign(SESSION, assignment(0, Mode::Explore)).expect("a free slot");
+    engine.assign(RUN, assignment(0, Mode::Explore)).expect("a free slot");
     assert_eq!(engine.step(), []);
-    engine.assign(SESSION, assignment(1, Mode::Explore)).expect("a free slot");
+    engine.assign(RUN, assignment(1, Mode::Explore)).expect("a free slot");
     for (episode, left) in [(0, 1), (1, 0)] {
         let report = engine.cancel(EpisodeId(episode)).expect("it is here");
-        let outcome =
-            Outcome::Returned { episode_id: EpisodeId(episode), reason: "cancelled".into() };
-        assert_eq!(report, Report { generation: SESSION, outcome });
+        let Outcome::Returned { episode_id, reason, tokens } = report.outcome else {
+            panic!("it was not finished")
+        };
+        assert_eq!((report.run, episode_id, &*reason), (RUN, EpisodeId(episode), "cancelled"));
+        // The first has its prompt and a token, the second has not started.
+        assert_eq!(tokens > 100, episode == 0, "{tokens}");
         assert_eq!(engine.counters.episodes_running(), left);
     }
     assert_eq!(engine.cancel(EpisodeId(0)), None);

@@ -16,7 +16,7 @@ use crate::{counters::Counters, decoder::DecodeError, weights::StagedPolicy};
 /// How often an engine without work looks up, so that its idle time is counted while it waits.
 const IDLE_TICK: Duration = Duration::from_millis(100);
 /// Reports not yet taken by the session, per slot. A freed slot is filled again only after its report
-/// was taken, so one session has at most one per slot; two cover those of the session before it.
+/// was taken, so a run has at most one per slot; two cover those of the run before it.
 /// The engine blocks when they are full.
 const REPORTS_PER_SLOT: usize = 2;
 
@@ -82,11 +82,11 @@ fn obey(engine: &mut Engine, adoptions: &mut Adoptions, inbox: Inbox) -> Vec<Rep
         adoptions.end(engine, ready);
     }
     adoptions.take(engine, inbox.staged);
-    for (generation, assignment) in inbox.assignments {
+    for (run, assignment) in inbox.assignments {
         let episode_id = assignment.episode_id;
-        if let Err(error) = engine.assign(generation, assignment) {
-            let outcome = Outcome::Returned { episode_id, reason: error.to_string() };
-            reports.push(Report { generation, outcome });
+        if let Err(error) = engine.assign(run, assignment) {
+            let outcome = Outcome::Returned { episode_id, reason: error.to_string(), tokens: 0 };
+            reports.push(Report { run, outcome });
         }
     }
     reports.extend(inbox.cancelled.iter().filter_map(|episode| engine.cancel(*episode)));

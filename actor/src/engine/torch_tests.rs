@@ -9,7 +9,7 @@ use crate::{
     torch_decoder::{CacheConfig, TorchDecoderFactory},
 };
 
-const SESSION: Generation = Generation(1);
+const RUN: RunIndex = RunIndex(1);
 /// Seeds of two networks that differ in every weight.
 const BEFORE: u64 = 1;
 const AFTER: u64 = 2;
@@ -27,7 +27,7 @@ fn siblings(engine: &mut Engine, count: u64) {
             sampling: Sampling::new(sibling, 1.0),
             ..assignment(5, Mode::Explore)
         };
-        engine.assign(SESSION, of_one_task).expect("a free slot");
+        engine.assign(RUN, of_one_task).expect("a free slot");
     }
 }
 

@@ -135,6 +135,12 @@ impl Episode {
         self.state
     }
 
+    /// Tokens of the trajectory so far.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.record.len()
+    }
+
     /// What failed, for people, when the stop reason is `INFRASTRUCTURE`.
     #[must_use]
     pub fn failure(&self) -> Option<&str> {

@@ -1,45 +1,42 @@
 //! The actor's side of `Rollout.Session`: hello, credits, assignments in, trajectories out,
 //! heartbeats, drain, and connecting again.
 //!
-//! Owns: which session the actor is in. Does not know: how episodes run.
-//! Invariants: a session that ends takes its episodes with it (the coordinator cancels and
-//! dispatches them again), so the next one, under a newer generation, starts clean; nothing is sent
-//! under one generation that was assigned under another.
+//! - `ledger`: which episodes this actor answers for; pure
+//! - `work`: what goes on whatever becomes of the streams
+//! - `stream`: one stream, from hello to its end
+//!
+//! Owns: what the actor and the coordinator owe each other. Does not know: how episodes run.
+//! Invariants: episodes survive the stream they came over, and the next one claims them, so the death
+//! of a coordinator loses no work; the actor has one generation from its start to its end.
 
 mod ledger;
-mod live;
+mod stream;
+mod work;
 
 use std::{
+    pin::pin,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use ballast_proto::Generation;
-use ballast_runtime::{
-    backoff::Backoff,
-    net::{ConnectError, connect_with_retry},
-};
-use tokio::{
-    sync::{mpsc, watch},
-    time::sleep,
-};
+use ballast_proto::{Generation, v1::ActorHello};
+use ballast_runtime::leader::Search;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
-use self::live::{Ended, Live};
+use self::{
+    stream::{Ended, Live, Stream},
+    work::Work,
+};
 use crate::{
     counters::Counters,
     engine::{Mailbox, Report},
 };
 
-const RETRY_INITIAL: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(5);
-
 /// Why an actor cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The coordinator's address is none.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
     /// The coordinator knows a newer actor of this name.
     #[error(
         "the coordinator refuses actor {actor_id}: {reason}; \
@@ -61,8 +58,8 @@ pub enum SessionError {
 pub struct Session {
     /// Stable name of the actor.
     pub actor_id: String,
-    /// host:port of the coordinator.
-    pub coordinator: String,
+    /// Where the coordinator may be.
+    pub coordinator: Search,
     /// Episodes the actor runs at once.
     pub slots: u32,
     /// Where assignments go.
@@ -78,51 +75,96 @@ pub struct Session {
 }
 
 impl Session {
-    /// Serves the coordinator, through as many connections as it takes, until the coordinator drains
-    /// the actor or `cancelled` does; then running episodes are finished and reported first.
+    /// Serves the coordinator, over as many streams as it takes, until the coordinator drains the
+    /// actor or `cancelled` does; then running episodes are finished and reported first, as far as
+    /// that is possible in time.
     ///
     /// # Errors
     /// The actor cannot go on; connecting again would not help.
-    pub async fn run(mut self, cancelled: CancellationToken) -> Result<(), SessionError> {
-        let mut backoff = Backoff::new(RETRY_INITIAL, RETRY_MAX, u64::from(std::process::id()));
-        let mut generation = Generation(0);
-        while !cancelled.is_cancelled() {
-            generation = newer(generation);
-            let connected =
-                connect_with_retry(&self.coordinator, "the coordinator", &cancelled).await;
-            let channel = match connected {
-                Ok(channel) => channel,
-                Err(ConnectError::Cancelled(_)) => return Ok(()),
-                Err(error) => return Err(error.into()),
+    pub async fn run(self, cancelled: CancellationToken) -> Result<(), SessionError> {
+        let Self { actor_id, mut coordinator, slots, engine, reports, .. } = self;
+        let refused = |status: &Status| SessionError::Refused {
+            actor_id: actor_id.clone(),
+            reason: status.message().to_owned(),
+        };
+        let generation = generation_now().0;
+        let mut work = Work::new(slots, engine, reports);
+        loop {
+            let hello = ActorHello {
+                actor_id: actor_id.clone(),
+                generation,
+                slots,
+                claims: work.ledger().claims(),
+                run_id: work.ledger().run_id().to_owned(),
             };
-            let ended = Live::run(&mut self, channel, generation, &cancelled).await;
+            let stream = match reach(&mut coordinator, &hello, &mut work, &cancelled).await? {
+                Reached::Welcome(stream) => stream,
+                Reached::Refusal(status) => return Err(refused(&status)),
+                Reached::NotInTime => return Ok(()),
+            };
+            tracing::info!(
+                "joined the coordinator at {} with {} episodes",
+                coordinator.address(),
+                hello.claims.len()
+            );
+            work.on_welcome(&stream.run_id);
+            self.registered.send_replace(true);
+            let live = Live {
+                work: &mut work,
+                counters: &self.counters,
+                weight_source: &self.weight_source,
+            };
+            let ended = live.serve(*stream, &cancelled).await;
             self.registered.send_replace(false);
-            self.engine.abandon();
-            match ended {
+            match ended? {
                 Ended::Drained => return Ok(()),
-                Ended::Failed(error) => return Err(error),
-                Ended::Lost { welcomed, cause } => {
-                    tracing::warn!("lost the coordinator at {}: {cause}", self.coordinator);
-                    if welcomed {
-                        backoff.reset();
-                    }
+                Ended::Refused(status) => return Err(refused(&status)),
+                Ended::Lost(status) => {
+                    coordinator.failed(&status);
+                    work.on_stream_ended();
                 }
             }
-            tokio::select! {
-                biased;
-                () = cancelled.cancelled() => {}
-                () = sleep(backoff.next_delay()) => {}
-            }
         }
-        Ok(())
     }
 }
 
-/// The next incarnation: Unix time in milliseconds, and newer than `last` whatever the clock does.
-fn newer(last: Generation) -> Generation {
+/// What came of the search for a coordinator.
+enum Reached {
+    Welcome(Box<Stream>),
+    Refusal(Status),
+    /// A drain was over before.
+    NotInTime,
+}
+
+/// Looks for a coordinator that welcomes this actor, while the episodes go on. What they come to
+/// meanwhile is claimed by `hello` all the same: it claims what runs.
+async fn reach(
+    coordinator: &mut Search,
+    hello: &ActorHello,
+    work: &mut Work,
+    cancelled: &CancellationToken,
+) -> Result<Reached, SessionError> {
+    let mut opening = pin!(stream::open(coordinator, hello));
+    while !work.is_over(false) {
+        // Cancel-safe: `opening` goes on where it was.
+        tokio::select! {
+            biased;
+            advanced = work.advance(cancelled) => advanced?,
+            opened = &mut opening => {
+                return Ok(match opened {
+                    Ok(stream) => Reached::Welcome(Box::new(stream)),
+                    Err(status) => Reached::Refusal(status),
+                });
+            }
+        }
+    }
+    Ok(Reached::NotInTime)
+}
+
+/// The incarnation that starts now: Unix time in milliseconds.
+fn generation_now() -> Generation {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
-    Generation(now_ms).max(last.next())
+    Generation(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

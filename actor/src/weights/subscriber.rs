@@ -6,7 +6,7 @@ use ballast_proto::{
     MESSAGE_BYTES_MAX, ManifestHash,
     v1::{WatchWeightsRequest, weights_client::WeightsClient},
 };
-use ballast_runtime::{backoff::Backoff, net::connect_with_retry};
+use ballast_runtime::{backoff::Backoff, leader::Search};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -45,7 +45,7 @@ pub async fn subscribe(
         let attempt = async {
             let Some(address) = address else { return std::future::pending().await };
             let staged = progress.staged;
-            let error = follow(&address, &mut progress, &stage, &cancelled).await;
+            let error = follow(&address, &mut progress, &stage).await;
             if progress.staged != staged {
                 backoff.reset();
             }
@@ -67,10 +67,9 @@ async fn follow(
     address: &str,
     progress: &mut Progress,
     stage: &impl Fn(StagedPolicy),
-    cancelled: &CancellationToken,
 ) -> WeightsError {
     let followed = async {
-        let channel = connect_with_retry(address, "the weights", cancelled).await?;
+        let channel = Search::new(address, "the weights")?.connect().await;
         let mut client = WeightsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut manifests = client.watch(WatchWeightsRequest {}).await?.into_inner();
         loop {

@@ -36,7 +36,7 @@ impl Coordinator {
         Self { client, identity }
     }
 
-    /// Opens the stream of batches that follow `last_step`.
+    /// Opens the stream of batches that follow `last_step` of run `run_id`.
     ///
     /// # Errors
     /// FAILED_PRECONDITION while another learner holds the stream, or when the step cannot be
@@ -45,6 +45,7 @@ impl Coordinator {
         &mut self,
         last_step: u64,
         manifest_hash: ManifestHash,
+        run_id: &str,
     ) -> Result<Streaming<TrainBatch>, Status> {
         let request = NextBatchRequest {
             learner_id: self.identity.learner_id.clone(),
@@ -52,7 +53,7 @@ impl Coordinator {
             last_step,
             weights_address: self.identity.weights_address.clone(),
             manifest_hash: manifest_hash.0.to_vec(),
-            ..Default::default()
+            run_id: run_id.to_owned(),
         };
         Ok(self.client.next_batch(request).await?.into_inner())
     }

@@ -1,6 +1,7 @@
 //! What the values mean: ranges of each key, and keys that contradict each other.
 
 mod schedule;
+mod store;
 
 use std::{fmt::Display, ops::RangeInclusive};
 
@@ -40,6 +41,7 @@ pub(super) fn check(config: &Config) -> Vec<Fault> {
     check_training(config, &mut faults);
     check_episodes(config, &mut faults);
     check_processes(config, &mut faults);
+    store::check(&config.coordinator.store, &mut faults);
     check_engine(config, &mut faults);
     faults.0
 }

@@ -379,6 +379,32 @@ fn an_external_engine_needs_a_server_that_can_tell_what_training_needs() {
 }
 
 #[test]
+fn a_store_needs_members_that_can_be_reached_and_leases_that_etcd_grants() {
+    let kind = "coordinator.store.kind=etcd";
+    let addresses = "[\"etcd-0.etcd:2379\", \"http://10.0.0.1:2379\"]";
+    let endpoints = format!("coordinator.store.endpoints={addresses}");
+    let sound = load_overrides(&[kind, &endpoints, "coordinator.store.lease_s=3"]).expect("sound");
+    assert_eq!(sound.coordinator.store.endpoints.len(), 2);
+    for (text, expected) in [
+        ("endpoints=[]", "endpoints: has 0 members; allowed: 1 to 16"),
+        ("endpoints=[\"etcd\"]", "endpoints: holds `etcd`; write HOST:PORT"),
+        ("endpoints=[\"etcd:0\"]", "endpoints: holds `etcd:0`; write HOST:PORT"),
+        ("endpoints=[\"ftp://etcd:1\"]", "endpoints: holds `ftp://etcd:1`; write HOST:PORT"),
+        ("endpoints=[\"https://a:1\", \"b:1\"]", "endpoints: mixes https:// with other addresses"),
+        ("lease_s=1", "lease_s: is 1; allowed: 2 to 300"),
+        ("lease_s=2.5", "lease_s: invalid type: floating point"),
+        ("prefix=", "prefix: is ``; allowed: 1 to 100 of"),
+        ("prefix=a b", "prefix: is `a b`; allowed: 1 to 100 of"),
+        ("kind=zookeeper", "kind: unknown variant `zookeeper`, expected `embedded` or `etcd`"),
+        ("password=secret", "password: unknown key"),
+    ] {
+        let error = load_overrides(&[kind, &format!("coordinator.store.{text}")]);
+        let error = error.expect_err(text).to_string();
+        assert!(error.contains(&format!("coordinator.store.{expected}")), "{expected}: {error}");
+    }
+}
+
+#[test]
 fn the_flags_can_be_handed_on() {
     let args = ConfigArgs {
         files: vec!["a.toml".into()],
