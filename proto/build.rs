@@ -29,10 +29,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         let message = format!(".ballast.v1.{name}");
         builder.type_attribute(message, "#[derive(serde::Serialize, serde::Deserialize)]")
     });
+    let mut config = tonic_prost_build::Config::new();
+    // What `ballast --json` finds a message's description by.
+    config.enable_type_names();
     serde
         // BTreeMap: maps encode in key order, so the same message is always the same bytes.
         .btree_map(".")
         .bytes(".ballast.v1.FetchResponse")
-        .compile_fds(descriptors)?;
+        .compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

@@ -1,159 +1,166 @@
-//! Finding a run's coordinator and calling its admin API.
+//! The commands that ask a run's coordinator something: its admin API, call by call.
+//!
+//! Each family of commands has a file. Here is what they share: whom to ask, and how an answer is
+//! printed.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::SystemTime,
-};
+mod actors;
+mod audit;
+mod checkpoints;
+mod client;
+mod control;
+mod evaluate;
+mod lengths;
+mod quarantine;
+mod schedule;
+mod settings;
+pub(crate) mod status;
+pub(crate) mod target;
+mod trajectories;
+mod trajectory;
+mod wire;
 
-use anyhow::{Context as _, anyhow, bail};
-use ballast_proto::{
-    MESSAGE_BYTES_MAX,
-    v1::{PauseRequest, ResumeRequest, StopRequest, admin_client::AdminClient},
-};
-use ballast_runtime::net;
-use tonic::{Status, transport::Channel};
+use std::process::ExitCode;
 
+use prost::{Message, Name};
+use tonic::{Request, Response, Status};
+
+pub(crate) use self::client::connect;
+use self::{client::Client, target::Target};
 use crate::terminal;
 
-/// File in a run directory that holds the coordinator's address.
-pub(crate) const ADDRESS_FILE: &str = "coordinator.address";
-
-/// Which coordinator to talk to.
+/// Flags of every command that asks the coordinator.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Target {
-    /// Address of the coordinator, HOST:PORT.
-    #[arg(long, value_name = "ADDR", conflicts_with = "run")]
-    coordinator: Option<String>,
-    /// Name of a local run; without it and without --coordinator, the newest one.
-    #[arg(long, value_name = "NAME")]
-    run: Option<String>,
-    /// Directory of the local runs.
-    #[arg(long, value_name = "DIR", default_value = "runs")]
-    directory: PathBuf,
+pub(crate) struct Ask {
+    #[command(flatten)]
+    target: Target,
+    /// Print the coordinator's answer as one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
-impl Target {
-    /// The coordinator's address, given or read from the run directory.
-    pub(crate) fn address(&self) -> anyhow::Result<String> {
-        if let Some(address) = &self.coordinator {
-            return Ok(address.clone());
+impl Ask {
+    /// Makes a call.
+    async fn call<Q: Clone, A>(
+        &self,
+        request: Q,
+        rpc: impl AsyncFn(&mut Client, Request<Q>) -> Result<Response<A>, Status>,
+    ) -> anyhow::Result<A> {
+        client::call(self.target.addresses()?, &request, rpc).await
+    }
+
+    /// Makes a call and prints its answer: as JSON, or as `describe` puts it for people.
+    async fn show<Q: Clone, A: Message + Name>(
+        &self,
+        request: Q,
+        rpc: impl AsyncFn(&mut Client, Request<Q>) -> Result<Response<A>, Status>,
+        describe: impl FnOnce(&A) -> String,
+    ) -> anyhow::Result<ExitCode> {
+        let answer = self.call(request, rpc).await?;
+        if self.json {
+            terminal::emit(&wire::to_json(&answer).to_string());
+        } else {
+            terminal::say(&describe(&answer));
         }
-        let file = match &self.run {
-            Some(run) => self.directory.join(run).join(ADDRESS_FILE),
-            None => newest_address_file(&self.directory).with_context(|| {
-                let directory = self.directory.display();
-                format!("no run in {directory}; start one with `ballast up`, or give --coordinator HOST:PORT")
-            })?,
-        };
-        read_address(&file)
-    }
-
-    /// Connects and checks that somebody answers.
-    pub(crate) async fn connect(&self) -> anyhow::Result<AdminClient<Channel>> {
-        connect(&self.address()?).await
+        Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Connects to the admin API at `address`.
-pub(crate) async fn connect(address: &str) -> anyhow::Result<AdminClient<Channel>> {
-    let channel = net::endpoint(address)?.connect().await.map_err(|error| {
-        let cause = anyhow!(error).root_cause().to_string();
-        anyhow!(
-            "no coordinator answers at {address} ({cause}); the run may have ended, \
-             or choose another with --run NAME or --coordinator HOST:PORT"
-        )
-    })?;
-    Ok(AdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+/// The commands, each with an example.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Show a run's state once.
+    #[command(after_help = "Examples:\n  \
+        ballast status                      the newest run in runs/\n  \
+        ballast status --run long --json | jq .step")]
+    Status(status::StatusArgs),
+    /// Follow a run until it ends, over restarts of its coordinator.
+    #[command(after_help = "Examples:\n  \
+        ballast watch --run long\n  \
+        ballast watch --json | jq --unbuffered .metrics")]
+    Watch(status::WatchArgs),
+    /// Stop handing out tasks and batches; what runs is finished.
+    #[command(after_help = "Example:\n  ballast pause --run long")]
+    Pause(Ask),
+    /// Continue a paused run.
+    #[command(after_help = "Example:\n  ballast resume --run long")]
+    Resume(Ask),
+    /// End a run in order: finish the step at hand, write a checkpoint, drain the actors.
+    #[command(after_help = "Example:\n  ballast stop --run long")]
+    Stop(Ask),
+    /// Show where the schedule is and why, or change it while the run goes on.
+    #[command(after_help = "Examples:\n  \
+        ballast schedule                    phase, why, what ends it, last decisions\n  \
+        ballast schedule set kind=adaptive adaptive.share_max=0.4 --reason \"it forgets\"")]
+    Schedule(schedule::ScheduleArgs),
+    /// Show the settings that can be changed while the run goes on.
+    #[command(after_help = "Examples:\n  \
+        ballast settings                    as TOML, with the revision\n  \
+        ballast settings --json | jq .revision")]
+    Settings(settings::SettingsArgs),
+    /// Change settings, all or none, from the first step on that is not decided yet.
+    #[command(after_help = "Examples:\n  \
+        ballast set rl.learning_rate=1e-5 --reason \"the KL grows\"\n  \
+        ballast set rl.temperature=0.9 schedule.rl_steps=5 --revision 3")]
+    Set(settings::SetArgs),
+    /// Show the actors, or drain one.
+    #[command(after_help = "Examples:\n  \
+        ballast actors\n  \
+        ballast actors drain actor-1 --reason \"its machine goes down\"")]
+    Actors(actors::ActorsArgs),
+    /// Write a checkpoint after the steps that are planned already.
+    #[command(after_help = "Example:\n  ballast checkpoint --reason \"before the change\"")]
+    Checkpoint(checkpoints::CheckpointArgs),
+    /// List the checkpoints that were written.
+    #[command(after_help = "Example:\n  \
+        ballast checkpoints --json | jq -r '.checkpoints[-1].path'")]
+    Checkpoints(checkpoints::CheckpointsArgs),
+    /// Evaluate the policy on the test split once more; training waits for it.
+    #[command(after_help = "Example:\n  ballast evaluate --reason \"after the change\"")]
+    Evaluate(evaluate::EvaluateArgs),
+    /// List the newest finished trajectories.
+    #[command(after_help = "Examples:\n  \
+        ballast trajectories --failed --mode explore --limit 20\n  \
+        ballast trajectories --mode evaluate --json | jq '.trajectories[].reward'")]
+    Trajectories(trajectories::TrajectoriesArgs),
+    /// Show one trajectory from the journal: its messages, states and calls.
+    #[command(after_help = "Examples:\n  \
+        ballast trajectory 512\n  \
+        ballast trajectory 512 --json | jq .trajectory.token_ids")]
+    Trajectory(trajectory::TrajectoryArgs),
+    /// List the trajectories that were refused, and why.
+    #[command(after_help = "Example:\n  ballast quarantine")]
+    Quarantine(quarantine::QuarantineArgs),
+    /// Compare the lengths sampled with those trained, and count what was dropped.
+    #[command(after_help = "Examples:\n  \
+        ballast lengths\n  \
+        ballast lengths --json | jq '{statistic, p_value, dropped}'")]
+    Lengths(lengths::LengthsArgs),
+    /// Show who changed what and why, newest first.
+    #[command(after_help = "Example:\n  ballast audit")]
+    Audit(audit::AuditArgs),
 }
 
-/// What a failed call means, for people.
-pub(crate) fn explain(status: &Status) -> anyhow::Error {
-    anyhow!("the coordinator refused: {} ({:?})", status.message(), status.code())
-}
-
-/// `ballast pause`.
-pub(crate) async fn pause(target: &Target) -> anyhow::Result<ExitCode> {
-    let mut client = target.connect().await?;
-    client.pause(PauseRequest {}).await.map_err(|status| explain(&status))?;
-    terminal::say(
-        "paused: what runs is finished, nothing new starts; continue with `ballast resume`",
-    );
-    Ok(ExitCode::SUCCESS)
-}
-
-/// `ballast resume`.
-pub(crate) async fn resume(target: &Target) -> anyhow::Result<ExitCode> {
-    let mut client = target.connect().await?;
-    client.resume(ResumeRequest {}).await.map_err(|status| explain(&status))?;
-    terminal::say("resumed");
-    Ok(ExitCode::SUCCESS)
-}
-
-/// `ballast stop`.
-pub(crate) async fn stop(target: &Target) -> anyhow::Result<ExitCode> {
-    let mut client = target.connect().await?;
-    client.stop(StopRequest {}).await.map_err(|status| explain(&status))?;
-    terminal::say(
-        "stopping: the step at hand is finished, a checkpoint is written, actors are drained",
-    );
-    Ok(ExitCode::SUCCESS)
-}
-
-/// The address in `file`, checked.
-pub(crate) fn read_address(file: &Path) -> anyhow::Result<String> {
-    let text = fs::read_to_string(file)
-        .with_context(|| format!("no coordinator address in {}", file.display()))?;
-    let address = text.trim();
-    if net::endpoint(address).is_err() {
-        bail!("{} holds no address; give --coordinator HOST:PORT", file.display());
-    }
-    Ok(address.to_owned())
-}
-
-/// The most recently written address file of any run under `directory`.
-fn newest_address_file(directory: &Path) -> Option<PathBuf> {
-    let written = |path: &PathBuf| -> Option<SystemTime> { path.metadata().ok()?.modified().ok() };
-    let files =
-        fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path().join(ADDRESS_FILE));
-    files.filter(|file| written(file).is_some()).max_by_key(written)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    fn target(directory: &Path, run: Option<&str>) -> Target {
-        Target { coordinator: None, run: run.map(str::to_owned), directory: directory.to_owned() }
-    }
-
-    #[test]
-    fn the_newest_run_is_the_default() {
-        let runs = tempfile::tempdir().expect("a temporary directory");
-        for (age_s, name) in [(30, "old"), (10, "new"), (20, "middle")] {
-            let run = runs.path().join(name);
-            fs::create_dir(&run).expect("a run directory");
-            let file = fs::File::create(run.join(ADDRESS_FILE)).expect("an address file");
-            fs::write(run.join(ADDRESS_FILE), format!("{name}:7711\n")).expect("an address");
-            let written = SystemTime::now() - Duration::from_secs(age_s);
-            file.set_modified(written).expect("a settable time");
+impl Command {
+    /// Does what the command says.
+    pub(crate) async fn run(&self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Status(args) => status::status(args).await,
+            Self::Watch(args) => status::watch(args).await,
+            Self::Pause(ask) => control::pause(ask).await,
+            Self::Resume(ask) => control::resume(ask).await,
+            Self::Stop(ask) => control::stop(ask).await,
+            Self::Schedule(args) => schedule::schedule(args).await,
+            Self::Settings(args) => settings::settings(args).await,
+            Self::Set(args) => settings::set(args).await,
+            Self::Actors(args) => actors::actors(args).await,
+            Self::Checkpoint(args) => checkpoints::checkpoint(args).await,
+            Self::Checkpoints(args) => checkpoints::checkpoints(args).await,
+            Self::Evaluate(args) => evaluate::evaluate(args).await,
+            Self::Trajectories(args) => trajectories::trajectories(args).await,
+            Self::Trajectory(args) => trajectory::trajectory(args).await,
+            Self::Quarantine(args) => quarantine::quarantine(args).await,
+            Self::Lengths(args) => lengths::lengths(args).await,
+            Self::Audit(args) => audit::audit(args).await,
         }
-        assert_eq!(target(runs.path(), None).address().expect("newest"), "new:7711");
-        assert_eq!(target(runs.path(), Some("old")).address().expect("named"), "old:7711");
-    }
-
-    #[test]
-    fn a_missing_or_broken_address_is_explained() {
-        let runs = tempfile::tempdir().expect("a temporary directory");
-        let message =
-            |run| format!("{:#}", target(runs.path(), run).address().expect_err("no run"));
-        assert!(message(None).contains("start one with `ballast up`"));
-        assert!(message(Some("absent")).contains("absent/coordinator.address"));
-        fs::create_dir(runs.path().join("broken")).expect("a run directory");
-        fs::write(runs.path().join("broken").join(ADDRESS_FILE), "nonsense").expect("a file");
-        assert!(message(Some("broken")).contains("holds no address"));
     }
 }

@@ -6,11 +6,11 @@
 #![deny(unsafe_code)]
 
 mod admin;
+mod help;
 mod interval;
 mod plot;
 mod progress;
-mod schedule;
-mod status;
+mod table;
 mod terminal;
 mod up;
 
@@ -20,40 +20,26 @@ use clap::{Parser, Subcommand};
 
 /// Train tool-using language models with RL, and keep them from falling apart.
 #[derive(Debug, Parser)]
-#[command(name = "ballast", version, after_help = EXAMPLES)]
+#[command(name = "ballast", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-const EXAMPLES: &str = "\
-Examples:
-  ballast up --config examples/market/quickstart.toml   run a whole cluster on this machine
-  ballast up --set run.name=long --set schedule.steps=400
-  ballast status                                        one look at the newest run
-  ballast watch --run long                              follow a run
-  ballast schedule                                      where training is, why, and what ends it
-  ballast schedule set kind=adaptive --reason \"it forgets\"
-  ballast stop                                          checkpoint, drain, exit
-  ballast plot runs/long                                draw runs/long/plots/*.{svg,png}";
-
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start a coordinator, a learner and actors on this machine and see them through the run.
+    /// Start a coordinator, a learner and actors here, and see the run through.
+    #[command(after_help = "Examples:\n  \
+        ballast up --config examples/market/quickstart.toml\n  \
+        ballast up --config run.toml --set run.name=long --set schedule.steps=400\n\n\
+        The same command goes on with a run that was interrupted.")]
     Up(up::UpArgs),
-    /// Show a run's state once.
-    Status(status::StatusArgs),
-    /// Follow a run until it ends.
-    Watch(status::WatchArgs),
-    /// Show where the schedule is and why, or change it in the running run.
-    Schedule(schedule::ScheduleArgs),
-    /// Stop handing out tasks and batches; what runs is finished.
-    Pause(admin::Target),
-    /// Continue a paused run.
-    Resume(admin::Target),
-    /// End a run in order: finish the step at hand, write a checkpoint, drain the actors.
-    Stop(admin::Target),
+    #[command(flatten)]
+    Admin(admin::Command),
     /// Draw a run's curves from its metrics.
+    #[command(
+        after_help = "Example:\n  ballast plot runs/long     into runs/long/plots/*.{svg,png}"
+    )]
     Plot(plot::PlotArgs),
 }
 
@@ -61,15 +47,10 @@ enum Command {
 /// started it, so that thread must be the one that lives as long as the process.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = help::parse();
     let result = match cli.command {
         Command::Up(args) => up::up(&args).await,
-        Command::Status(args) => status::status(&args).await,
-        Command::Watch(args) => status::watch(&args).await,
-        Command::Schedule(args) => schedule::schedule(&args).await,
-        Command::Pause(target) => admin::pause(&target).await,
-        Command::Resume(target) => admin::resume(&target).await,
-        Command::Stop(target) => admin::stop(&target).await,
+        Command::Admin(command) => command.run().await,
         Command::Plot(args) => plot::plot(&args),
     };
     result.unwrap_or_else(|error| {

@@ -11,7 +11,7 @@ use std::{
 use ballast_proto::v1::{EvaluationResult, RunState, StatusResponse};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::{interval::wilson95, status::state_name, terminal};
+use crate::{admin::status::state_name, interval::wilson95, terminal};
 
 /// Without a terminal, at most one line in this time, unless the phase or the state changes.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);

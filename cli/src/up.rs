@@ -10,7 +10,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
@@ -24,7 +24,18 @@ use self::{
     cluster::{Cluster, Outcome},
     programs::{Program, Programs},
 };
-use crate::{admin, progress::Progress, terminal};
+use crate::{
+    admin::target::{self, ADDRESS_FILE},
+    progress::Progress,
+    terminal,
+};
+
+/// File in a run directory that the coordinator writes when the run is over.
+const RESULT_FILE: &str = "result.json";
+/// End of an address that leaves the port to the system.
+const FREE_PORT: &str = ":0";
+/// Whoever listens at the address of an earlier start has this long to say which run it serves.
+const PROBE_WAIT: Duration = Duration::from_secs(5);
 
 /// The coordinator has this long to write its address.
 const ADDRESS_WAIT: Duration = Duration::from_secs(60);
@@ -53,24 +64,30 @@ pub(crate) async fn up(args: &UpArgs) -> anyhow::Result<ExitCode> {
     }
     let programs = Programs::find(args.programs.as_deref())?;
     let run = config.run.directory.join(&config.run.name);
-    let logs = prepare(&run)?;
+    let earlier = earlier_start(&run, &config.run.name).await?;
+    let logs = run.join("logs");
+    fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
     let shutdown = Shutdown::listen().context("cannot listen for signals")?;
 
     let mut progress = Progress::new(args.plain);
-    let mut cluster = Cluster::default();
+    let mut cluster = Cluster::new(run.join(RESULT_FILE), earlier.is_some());
     let started = Instant::now();
-    let outcome = run_cluster(
-        &mut cluster,
-        &Plan { config: &config, args: &args.config, programs: &programs, run: &run, logs: &logs },
-        &shutdown,
-        &mut progress,
-    )
-    .await;
+    let plan = Plan {
+        config: &config,
+        args: &args.config,
+        programs: &programs,
+        run: &run,
+        logs: &logs,
+        earlier,
+    };
+    let outcome = run_cluster(&mut cluster, &plan, &shutdown, &mut progress).await;
     cluster.stop(&outcome).await;
     progress.finish();
-    report::write(&run, &cluster, started.elapsed())
-        .with_context(|| format!("cannot write {}", run.join(report::FILE).display()))?;
-    conclude(outcome, &run, &progress)
+    if cluster.is_complete() {
+        report::write(&run, &cluster, started.elapsed())
+            .with_context(|| format!("cannot write {}", run.join(report::FILE).display()))?;
+    }
+    conclude(outcome, &plan, &cluster, &progress)
 }
 
 /// What is to be started.
@@ -80,19 +97,30 @@ struct Plan<'a> {
     programs: &'a Programs,
     run: &'a Path,
     logs: &'a Path,
+    /// When the coordinator of an earlier start wrote its address.
+    earlier: Option<SystemTime>,
 }
 
-/// Refuses a run that exists, and makes the run's directories.
-fn prepare(run: &Path) -> anyhow::Result<PathBuf> {
-    if run.join(admin::ADDRESS_FILE).exists() {
-        bail!(
-            "{} holds a run already; choose another name with --set run.name=NAME, or delete it",
-            run.display()
-        );
+/// When a coordinator of this run last wrote its address; `None` if none did. Refuses a run that is
+/// at work: a second coordinator would take its journal away.
+async fn earlier_start(run: &Path, name: &str) -> anyhow::Result<Option<SystemTime>> {
+    let file = run.join(ADDRESS_FILE);
+    let Some(written) = written(&file) else { return Ok(None) };
+    if let Ok(address) = target::read_address(&file) {
+        let status = tokio::time::timeout(PROBE_WAIT, follow::look(&address)).await;
+        // The address may be that of another run by now.
+        if status.is_ok_and(|status| status.is_some_and(|status| status.run == name)) {
+            bail!(
+                "run {name} is at work already, at {address}; follow it with `ballast watch --run \
+                 {name}`, or start another one with --set run.name=NAME"
+            );
+        }
     }
-    let logs = run.join("logs");
-    fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
-    Ok(logs)
+    Ok(Some(written))
+}
+
+fn written(file: &Path) -> Option<SystemTime> {
+    file.metadata().ok()?.modified().ok()
 }
 
 /// Coordinator first, since the others need its address; then supervision until the end.
@@ -111,10 +139,13 @@ async fn run_cluster(
     if let Err(outcome) = cluster.start(program("coordinator", &plan.programs.coordinator, &[])) {
         return outcome;
     }
-    let address = match await_address(cluster, plan.run, shutdown).await {
+    let address = match await_address(cluster, plan, shutdown).await {
         Ok(address) => address,
         Err(outcome) => return outcome,
     };
+    if plan.config.coordinator.listen.ends_with(FREE_PORT) {
+        cluster.keep_address(&address);
+    }
     let mut members =
         vec![program("learner", &plan.programs.learner, &["--coordinator", &address])];
     for index in 0..plan.config.actor.count {
@@ -134,13 +165,13 @@ async fn run_cluster(
 /// Waits until the coordinator serves, or ends instead.
 async fn await_address(
     cluster: &mut Cluster,
-    run: &Path,
+    plan: &Plan<'_>,
     shutdown: &Shutdown,
 ) -> Result<String, Outcome> {
-    let file = run.join(admin::ADDRESS_FILE);
+    let file = plan.run.join(ADDRESS_FILE);
     let token = shutdown.token();
     let written = async {
-        while !file.exists() {
+        while written(&file) == plan.earlier {
             tokio::time::sleep(ADDRESS_POLL).await;
         }
     };
@@ -150,27 +181,44 @@ async fn await_address(
         () = token.cancelled() => Err(Outcome::Interrupted),
         outcome = cluster.coordinator_ended() => Err(outcome),
         waited = tokio::time::timeout(ADDRESS_WAIT, written) => match waited {
-            Ok(()) => admin::read_address(&file)
+            Ok(()) => target::read_address(&file)
                 .map_err(|error| Outcome::Failed(format!("{error:#}"))),
             Err(_) => Err(Outcome::Failed(format!(
                 "the coordinator did not come up within {} s; see {}",
                 ADDRESS_WAIT.as_secs(),
-                run.join("logs").display()
+                plan.logs.display()
             ))),
         },
     }
 }
 
-fn conclude(outcome: Outcome, run: &Path, progress: &Progress) -> anyhow::Result<ExitCode> {
+fn conclude(
+    outcome: Outcome,
+    plan: &Plan<'_>,
+    cluster: &Cluster,
+    progress: &Progress,
+) -> anyhow::Result<ExitCode> {
+    let run = plan.run.display();
+    let is_over = plan.run.join(RESULT_FILE).exists();
+    let aborted = ExitCode::from(u8::try_from(EXIT_CODE_ABORTED).unwrap_or(u8::MAX));
     match outcome {
         Outcome::Finished => {
-            progress.note(&format!("ended in order: {}", run.display()));
+            progress.note(&format!("ended in order: {run}"));
             Ok(ExitCode::SUCCESS)
         }
-        Outcome::Interrupted => {
-            progress.note(&format!("stopped before the run's end: {}", run.display()));
-            Ok(ExitCode::from(u8::try_from(EXIT_CODE_ABORTED).unwrap_or(u8::MAX)))
+        Outcome::Stopped if is_over => {
+            progress.note(&format!("stopped before the run's end: {run}"));
+            Ok(aborted)
         }
-        Outcome::Failed(reason) => bail!("{reason}"),
+        Outcome::Stopped | Outcome::Interrupted => {
+            progress.note(&format!("interrupted: {run}; the same command goes on with it"));
+            Ok(aborted)
+        }
+        Outcome::Failed(reason) if is_over || !cluster.is_complete() => bail!("{reason}"),
+        Outcome::Failed(reason) => {
+            bail!(
+                "{reason}\nthe run is not over: once that is mended, the same command goes on with it"
+            )
+        }
     }
 }

@@ -1,10 +1,13 @@
 //! `ballast up` over real processes: shell scripts in place of the three programs.
 
+mod fake;
+
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -19,6 +22,11 @@ echo 127.0.0.1:1 > $RUN/address.tmp; mv $RUN/address.tmp $RUN/coordinator.addres
 trap 'echo 0 > $RUN/end' TERM
 while [ ! -e $RUN/end ]; do sleep 0.05; done
 exit $(cat $RUN/end)"#;
+
+/// What a coordinator does before all else when it is started again.
+fn again(script: &str) -> String {
+    format!("if [ $(wc -l < $RUN/coordinator.pid) -gt 1 ]; then {script}; fi\n{COORDINATOR}")
+}
 
 /// Lives until the coordinator ends, as a member does that is drained.
 const MEMBER: &str = "while [ ! -e $RUN/end ]; do sleep 0.05; done";
@@ -64,6 +72,19 @@ impl Scene {
         command
     }
 
+    /// Leaves what a coordinator of an earlier start leaves.
+    fn began_earlier(&self) {
+        fs::create_dir_all(self.run("logs")).expect("a run directory");
+        fs::write(self.run("coordinator.address"), "127.0.0.1:1\n").expect("an address");
+        fs::write(self.run("logs/coordinator.log"), "a line of old\n").expect("a log");
+    }
+
+    /// Kills the newest process of a role the hard way.
+    fn kill(&self, role: &str) {
+        let pids = fs::read_to_string(self.run(&format!("{role}.pid"))).expect("a process");
+        signal("-KILL", pids.lines().last().expect("a process"));
+    }
+
     fn end(&self, code: u8) {
         fs::write(self.run("end.tmp"), code.to_string()).expect("a writable run");
         fs::rename(self.run("end.tmp"), self.run("end")).expect("a writable run");
@@ -82,6 +103,17 @@ fn await_that(what: &str, holds: impl Fn() -> bool) {
         assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+fn signal(name: &str, pid: &str) {
+    assert!(Command::new("kill").args([name, pid]).status().expect("kill").success());
+}
+
+/// Reads what it says until a line contains this; the rest stays to be read.
+fn await_said(up: &mut Child, expected: &str) {
+    let mut lines = BufReader::new(up.stdout.as_mut().expect("piped")).lines();
+    let said = lines.find(|line| line.as_ref().expect("UTF-8").contains(expected));
+    assert!(said.is_some(), "it ended without {expected}");
 }
 
 fn text(output: &Output) -> String {
@@ -176,16 +208,138 @@ fn a_learner_that_would_fail_again_ends_the_run_at_once() {
 }
 
 #[test]
-fn a_coordinator_that_dies_mid_run_ends_the_run_with_an_error() {
-    let scene = Scene::new(COORDINATOR, STUBBORN_MEMBER, STUBBORN_MEMBER);
+fn a_dead_coordinator_is_started_again_where_it_was_while_the_others_live_on() {
+    for (listen, kept) in
+        [("127.0.0.1:0", " --set coordinator.listen=127.0.0.1:1"), ("[::1]:9", "")]
+    {
+        let scene = Scene::new(COORDINATOR, MEMBER, MEMBER);
+        let listen = format!("coordinator.listen={listen}");
+        let up = scene.up().args(["--set", &listen]).spawn().expect("ballast");
+        let mut others = scene.await_lines("actor.pid", 2);
+        others.extend(scene.await_lines("learner.pid", 1));
+        scene.kill("coordinator");
+        let starts = scene.await_lines("coordinator.args", 2);
+        assert_eq!(starts[1], format!("{}{kept}", starts[0]));
+        assert!(others.iter().all(|pid| is_alive(pid)), "a member died with the coordinator");
+        scene.end(0);
+        let output = up.wait_with_output().expect("an end");
+        assert!(output.status.success(), "{}", text(&output));
+        assert!(text(&output).contains("coordinator died (signal: 9"), "{}", text(&output));
+        let report = json(&scene.run("cluster.json"));
+        assert_eq!(report["processes"]["coordinator"]["restarts"], 1);
+        assert_eq!(report["restarts"], 1);
+    }
+}
+
+#[test]
+fn a_coordinator_that_would_fail_again_ends_the_run_with_its_own_last_words() {
+    let refuse = again("echo 'error: started with other settings' >&2; exit 78");
+    let scene = Scene::new(&format!("echo a line of the first\n{refuse}"), STUBBORN_MEMBER, MEMBER);
     let up = scene.up().spawn().expect("ballast");
     let pids = scene.await_lines("actor.pid", 2);
-    scene.end(3);
+    scene.kill("coordinator");
     let output = up.wait_with_output().expect("an end");
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output).contains("the coordinator died (exit status: 3)"), "{}", text(&output));
+    let text = text(&output);
+    assert!(text.contains("coordinator died (exit status: 78); another start"), "{text}");
+    assert!(text.contains("| error: started with other settings"), "{text}");
+    assert_eq!(text.matches("| a line of the first").count(), 1, "{text}");
+    assert!(text.contains("the same command goes on with it"), "{text}");
     assert!(!pids.iter().any(|pid| is_alive(pid)), "an actor outlived the run");
-    assert_eq!(json(&scene.run("cluster.json"))["restarts"], 0);
+}
+
+#[test]
+fn a_coordinator_that_dies_behind_the_end_of_its_run_is_not_missed() {
+    let scene = Scene::new(COORDINATOR, MEMBER, MEMBER);
+    let up = scene.up().spawn().expect("ballast");
+    scene.await_lines("actor.pid", 2);
+    fs::write(scene.run("result.json"), "{}").expect("a writable run");
+    scene.end(3);
+    let output = up.wait_with_output().expect("an end");
+    assert!(
+        output.status.success() && text(&output).contains("ended in order"),
+        "{}",
+        text(&output)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_began_earlier_goes_on_and_says_where() {
+    let address = fake::Fake::default().serve().await;
+    let scene = Scene::new(&COORDINATOR.replace("127.0.0.1:1", &address), MEMBER, MEMBER);
+    scene.began_earlier();
+    let mut up = scene.up().spawn().expect("ballast");
+    // The address of the earlier start is not taken for the new one's.
+    assert!(scene.await_lines("learner.args", 1)[0].ends_with(&address));
+    await_said(&mut up, "run demo goes on at step ");
+    scene.kill("coordinator");
+    await_said(&mut up, "run demo goes on at step ");
+    scene.end(0);
+    assert!(up.wait().expect("an end").success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_at_work_is_left_alone() {
+    let fake = fake::Fake::default();
+    let scene = Scene::new(COORDINATOR, MEMBER, MEMBER);
+    let run = scene.path("runs/demo");
+    fs::create_dir_all(&run).expect("a run directory");
+    fs::write(run.join("coordinator.address"), fake.serve().await).expect("an address");
+    let output = scene.up().args(["--set", "run.name=demo"]).output().expect("ballast");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("run demo is at work already"), "{}", text(&output));
+    assert!(!run.join("logs").exists());
+    assert_eq!(fake.call().name, "status");
+}
+
+#[test]
+fn a_run_that_is_over_is_refused_by_its_coordinator_and_left_as_it_is() {
+    let refuse = "echo 'error: runs/test holds a run that is over' >&2; exit 78";
+    let scene = Scene::new(refuse, MEMBER, MEMBER);
+    scene.began_earlier();
+    for file in ["result.json", "cluster.json"] {
+        fs::write(scene.run(file), "{}").expect("a file");
+    }
+    let output = scene.up().output().expect("ballast");
+    assert_eq!(output.status.code(), Some(1));
+    let text = text(&output);
+    assert!(text.contains("| error: runs/test holds a run that is over"), "{text}");
+    assert!(!text.contains("a line of old") && !text.contains("goes on"), "{text}");
+    assert!(!scene.run("learner.args").exists());
+    assert_eq!(fs::read_to_string(scene.run("cluster.json")).expect("a report"), "{}");
+}
+
+#[test]
+fn a_run_that_fails_is_not_told_to_stop() {
+    let refuse = "while [ ! -e $RUN/fail ]; do sleep 0.05; done; exit 78";
+    let scene = Scene::new(COORDINATOR, refuse, STUBBORN_MEMBER);
+    let up = scene.up().spawn().expect("ballast");
+    let mut pids = scene.await_lines("actor.pid", 2);
+    pids.extend(scene.await_lines("coordinator.pid", 1));
+    fs::write(scene.run("fail"), "").expect("a writable run");
+    let output = up.wait_with_output().expect("an end");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("the same command goes on with it"), "{}", text(&output));
+    assert!(!pids.iter().any(|pid| is_alive(pid)), "a process outlived the run");
+    assert!(!scene.run("end").exists(), "the coordinator ended the run for good");
+}
+
+#[test]
+fn a_signal_without_a_coordinator_ends_the_others_at_once() {
+    let scene = Scene::new(&again("exit 1"), MEMBER, MEMBER);
+    let up = scene.up().spawn().expect("ballast");
+    let pids = scene.await_lines("actor.pid", 2);
+    scene.kill("coordinator");
+    // The third start fails too, and the fourth is at least a second away.
+    scene.await_lines("coordinator.pid", 3);
+    let third = scene.await_lines("coordinator.pid", 3)[2].clone();
+    await_that("the third end", || !is_alive(&third));
+    thread::sleep(Duration::from_millis(200));
+    signal("-INT", &up.id().to_string());
+    let output = up.wait_with_output().expect("an end");
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output));
+    assert!(text(&output).contains("interrupted: "), "{}", text(&output));
+    assert!(!pids.iter().any(|pid| is_alive(pid)), "an actor outlived the run");
 }
 
 #[test]
@@ -229,17 +383,6 @@ fn no_process_outlives_a_killed_ballast() {
     up.kill().expect("a living ballast");
     assert_eq!(up.wait().expect("an end").signal(), Some(9));
     await_that("the children's end", || !pids.iter().any(|pid| is_alive(pid)));
-}
-
-#[test]
-fn a_run_that_exists_is_refused_and_left_alone() {
-    let scene = Scene::new(COORDINATOR, MEMBER, MEMBER);
-    fs::create_dir_all(scene.run("")).expect("a run directory");
-    fs::write(scene.run("coordinator.address"), "127.0.0.1:7711").expect("an address");
-    let output = scene.up().output().expect("ballast");
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output).contains("--set run.name=NAME"), "{}", text(&output));
-    assert!(!scene.run("coordinator.args").exists());
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! The running processes: started, watched, restarted, stopped.
 //!
-//! Invariant: the coordinator is process 0 and the learner process 1. The run lives as long as the
-//! coordinator, which is never restarted: it holds the run's state in memory.
+//! Invariant: the coordinator is process 0 and the learner process 1. The run ends with the
+//! coordinator that ends in order. One that dies is started again like the others and takes the run
+//! up from its journal, at the address it had; the others reconnect by themselves meanwhile.
 
 use std::{
     io,
+    path::PathBuf,
     process::ExitStatus,
     time::{Duration, Instant},
 };
@@ -17,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     programs::{self, Program},
-    restarts::{Decision, RESTARTS_MAX, Restarts},
+    restarts::{Decision, Life, RESTARTS_MAX, Restarts},
 };
 use crate::progress::Progress;
 
@@ -42,20 +44,28 @@ const END_GRACE: Duration = Duration::from_secs(10);
 pub(super) enum Outcome {
     /// The coordinator ended in order.
     Finished,
-    /// The user stopped it.
+    /// The user stopped it, and the coordinator was told so.
+    Stopped,
+    /// The user ended it while there was no coordinator to tell. The run is not over.
     Interrupted,
     /// Something died for good; the text says what and what its log says.
     Failed(String),
 }
 
 /// All processes of the run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Cluster {
+    /// File the coordinator writes when the run is over.
+    result: PathBuf,
     processes: Vec<Process>,
     /// One task per running process: its index and how it ended.
     exits: JoinSet<(usize, io::Result<ExitStatus>)>,
     /// What is to be done about members that have ended.
     timers: JoinSet<Timer>,
+    /// Whether people are still to be told where the coordinator takes the run up.
+    resumes: bool,
+    /// Newest finished step that is known.
+    step: u64,
 }
 
 /// Work that waits for its time, on the process of this index.
@@ -67,12 +77,22 @@ enum Timer {
     Restart(usize),
 }
 
+impl Timer {
+    fn index(&self) -> usize {
+        match self {
+            Self::Judge(index, _) | Self::Restart(index) => *index,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Process {
     program: Program,
     /// `None` while it is not running.
     pid: Option<u32>,
     started: Instant,
+    /// Newest finished step at its start.
+    started_at_step: u64,
     restarts: Restarts,
     given_up: bool,
     /// Over all its incarnations, bytes.
@@ -88,6 +108,19 @@ pub(super) struct Usage<'a> {
 }
 
 impl Cluster {
+    /// No process yet. `result`: the file that says that the run is over; `resumes`: there is a run to
+    /// be taken up.
+    pub(super) fn new(result: PathBuf, resumes: bool) -> Self {
+        Self {
+            result,
+            processes: Vec::new(),
+            exits: JoinSet::new(),
+            timers: JoinSet::new(),
+            resumes,
+            step: 0,
+        }
+    }
+
     /// Starts one more process.
     pub(super) fn start(&mut self, program: Program) -> Result<(), Outcome> {
         let index = self.processes.len();
@@ -95,6 +128,7 @@ impl Cluster {
             program,
             pid: None,
             started: Instant::now(),
+            started_at_step: 0,
             restarts: Restarts::new(index as u64),
             given_up: false,
             peak_rss_bytes: 0,
@@ -109,16 +143,31 @@ impl Cluster {
         })?;
         process.pid = child.id();
         process.started = Instant::now();
+        process.started_at_step = self.step;
         self.exits.spawn(async move { (index, child.wait().await) });
         Ok(())
     }
 
+    /// Whether the coordinator came up, so that the others were started.
+    pub(super) fn is_complete(&self) -> bool {
+        self.processes.len() > LEARNER
+    }
+
+    /// Makes every later start of the coordinator listen at this address: the others know it.
+    pub(super) fn keep_address(&mut self, address: &str) {
+        let listen = format!("coordinator.listen={address}");
+        self.processes[COORDINATOR].program.add_flag("--set", &listen);
+    }
+
     /// Waits for the coordinator, the only process so far, to end; it should not.
     pub(super) async fn coordinator_ended(&mut self) -> Outcome {
-        match self.exits.join_next().await {
-            Some(Ok((index, status))) => self.coordinator_outcome(index, &status),
-            _ => Outcome::Failed("the coordinator was not started".into()),
-        }
+        let Some(Ok((index, exit))) = self.exits.join_next().await else {
+            return Outcome::Failed("the coordinator was not started".into());
+        };
+        let process = &mut self.processes[index];
+        process.pid = None;
+        let (name, words) = (&process.program.name, process.program.last_words());
+        Outcome::Failed(format!("the {name} {}; {words}", describe_exit(&exit)))
     }
 
     /// Watches over all processes until the run ends.
@@ -141,14 +190,16 @@ impl Cluster {
                     }
                 }
                 Some(Ok(timer)) = self.timers.join_next() => {
-                    if !is_ending(&status.borrow())
+                    if (timer.index() == COORDINATOR || !is_ending(&status.borrow()))
                         && let Some(outcome) = self.on_timer(timer, progress)
                     {
                         return outcome;
                     }
                 }
                 _ = sample.tick() => self.sample(),
-                Ok(()) = status.changed() => progress.update(&status.borrow_and_update()),
+                Ok(()) = status.changed() => {
+                    self.on_status(&status.borrow_and_update(), progress);
+                }
             }
         }
     }
@@ -160,10 +211,11 @@ impl Cluster {
         exit: &io::Result<ExitStatus>,
         progress: &Progress,
     ) -> Option<Outcome> {
-        if index == COORDINATOR {
-            return Some(self.coordinator_outcome(index, exit));
-        }
         self.processes[index].pid = None;
+        // A coordinator that is killed behind its last word has nothing left to do.
+        if index == COORDINATOR && (succeeded(exit) || self.result.exists()) {
+            return Some(Outcome::Finished);
+        }
         let end = describe_exit(exit);
         if is_final(exit) {
             return self.give_up(index, &format!("{end}; another start would not help"), progress);
@@ -178,8 +230,21 @@ impl Cluster {
     fn on_timer(&mut self, timer: Timer, progress: &Progress) -> Option<Outcome> {
         match timer {
             Timer::Judge(index, end) => self.judge(index, &end, progress),
-            Timer::Restart(index) => self.spawn(index).err(),
+            Timer::Restart(index) => {
+                self.resumes |= index == COORDINATOR;
+                self.spawn(index).err()
+            }
         }
+    }
+
+    fn on_status(&mut self, status: &StatusResponse, progress: &mut Progress) {
+        // While there is no coordinator this is still the word of the last one.
+        if self.resumes && self.processes[COORDINATOR].pid.is_some() {
+            self.resumes = false;
+            progress.note(&format!("run {} goes on at step {}", status.run, status.step));
+        }
+        self.step = status.step;
+        progress.update(status);
     }
 
     fn after(&mut self, delay: Duration, timer: Timer) {
@@ -193,7 +258,9 @@ impl Cluster {
     fn judge(&mut self, index: usize, end: &str, progress: &Progress) -> Option<Outcome> {
         let process = &mut self.processes[index];
         let name = &process.program.name;
-        match process.restarts.on_death(process.started.elapsed()) {
+        // Steps are made as long as there is any actor, so they say nothing about this one.
+        let steps = if index > LEARNER { 0 } else { self.step - process.started_at_step };
+        match process.restarts.on_death(Life { lasted: process.started.elapsed(), steps }) {
             Decision::Restart { delay, attempt } => {
                 let seconds = delay.as_secs_f64();
                 progress.note(&format!(
@@ -221,24 +288,17 @@ impl Cluster {
         None
     }
 
-    /// Without the learner or without any actor the run would wait forever.
+    /// Without the coordinator, the learner, or any actor the run would wait forever.
     fn cannot_go_on(&self, given_up: usize) -> bool {
         let mut actors = self.processes.iter().skip(LEARNER + 1);
-        given_up == LEARNER || actors.all(|actor| actor.given_up)
-    }
-
-    fn coordinator_outcome(&mut self, index: usize, exit: &io::Result<ExitStatus>) -> Outcome {
-        let process = &mut self.processes[index];
-        process.pid = None;
-        if succeeded(exit) {
-            return Outcome::Finished;
-        }
-        let (name, words) = (&process.program.name, process.program.last_words());
-        Outcome::Failed(format!("the {name} {}; {words}", describe_exit(exit)))
+        given_up <= LEARNER || actors.all(|actor| actor.given_up)
     }
 
     /// Asks the coordinator to end the run in order, and waits for it.
     async fn stop_coordinator(&mut self, progress: &mut Progress) -> Outcome {
+        if self.processes[COORDINATOR].pid.is_none() {
+            return Outcome::Interrupted;
+        }
         progress.note("stopping: finishing the step at hand; Ctrl-C again ends everything at once");
         self.signal(COORDINATOR, Signal::TERM);
         let ended = async {
@@ -251,15 +311,19 @@ impl Cluster {
         };
         // After the grace `stop` takes harder measures, so a timeout needs no handling here.
         drop(tokio::time::timeout(STOP_GRACE, ended).await);
-        Outcome::Interrupted
+        Outcome::Stopped
     }
 
     /// Ends what still runs: in order after a run that ended in order, else by SIGTERM, then SIGKILL.
+    ///
+    /// A coordinator whose run cannot go on here is killed: told to stop, it would end the run for
+    /// good, while out of the journal the run can be taken up again.
     pub(super) async fn stop(&mut self, outcome: &Outcome) {
         self.timers.abort_all();
         self.sample();
-        if !matches!(outcome, Outcome::Failed(_)) {
-            self.await_exits().await;
+        match outcome {
+            Outcome::Finished | Outcome::Stopped => self.await_exits().await,
+            Outcome::Interrupted | Outcome::Failed(_) => self.signal(COORDINATOR, Signal::KILL),
         }
         for signal in [Signal::TERM, Signal::KILL] {
             (0..self.processes.len()).for_each(|index| self.signal(index, signal));

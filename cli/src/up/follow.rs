@@ -5,11 +5,13 @@ use std::time::Duration;
 use ballast_proto::v1::{StatusRequest, StatusResponse};
 use ballast_runtime::backoff::Backoff;
 use tokio::sync::watch;
+use tonic::Response;
 
 use crate::admin;
 
 const RETRY_INITIAL: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Short: the coordinator is on this machine, and somebody watches.
+const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// Follows the status at `address` for as long as the receiver lives, reconnecting quietly: the
 /// coordinator's own end is noticed by its exit, not here. The value is empty at first.
@@ -26,6 +28,12 @@ pub(super) fn follow(address: &str) -> watch::Receiver<StatusResponse> {
         }
     });
     receiver
+}
+
+/// One look at the status of whoever listens at `address`; `None` if nobody answers.
+pub(super) async fn look(address: &str) -> Option<StatusResponse> {
+    let mut client = admin::connect(address).await.ok()?;
+    client.status(StatusRequest {}).await.ok().map(Response::into_inner)
 }
 
 /// Passes one stream on until it ends; whether there was any status.

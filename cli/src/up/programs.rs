@@ -60,18 +60,26 @@ pub(super) struct Program {
     path: PathBuf,
     args: Vec<OsString>,
     log: PathBuf,
+    /// Where in the log the newest process begins, bytes.
+    log_start: u64,
 }
 
 impl Program {
     pub(super) fn new(name: &str, path: &Path, args: Vec<OsString>, logs: &Path) -> Self {
         let log = logs.join(format!("{name}.log"));
-        Self { name: name.to_owned(), path: path.to_owned(), args, log }
+        Self { name: name.to_owned(), path: path.to_owned(), args, log, log_start: 0 }
+    }
+
+    /// Gives every later start two more arguments.
+    pub(super) fn add_flag(&mut self, flag: &str, value: &str) {
+        self.args.extend([flag.into(), value.into()]);
     }
 
     /// Starts the process with both outputs appended to its log. It is in a process group of its
     /// own, so that Ctrl-C reaches only us and we stop it in order, and it dies with us.
-    pub(super) fn start(&self) -> io::Result<Child> {
+    pub(super) fn start(&mut self) -> io::Result<Child> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        self.log_start = log.metadata()?.len();
         let mut command = Command::new(&self.path);
         command
             .args(&self.args)
@@ -84,9 +92,9 @@ impl Program {
         command.spawn()
     }
 
-    /// The last lines of its log, indented, for an error message.
+    /// The last lines the newest process wrote into the log, indented, for an error message.
     pub(super) fn last_words(&self) -> String {
-        let tail = read_tail(&self.log).unwrap_or_default();
+        let tail = read_tail(&self.log, self.log_start).unwrap_or_default();
         let lines: Vec<&str> = tail.lines().collect();
         let first = lines.len().saturating_sub(LAST_WORDS_LINES);
         let mut words = format!("its log {} ends with", self.log.display());
@@ -104,10 +112,11 @@ pub(super) fn send(pid: u32, signal: Signal) -> bool {
     pid.is_some_and(|pid| rustix::process::kill_process(pid, signal).is_ok())
 }
 
-fn read_tail(path: &Path) -> io::Result<String> {
+/// The end of a file, from `start` at the earliest.
+fn read_tail(path: &Path, start: u64) -> io::Result<String> {
     let length = fs::metadata(path)?.len();
     let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS_BYTES)))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS_BYTES).max(start)))?;
     let mut bytes = Vec::new();
     file.take(LAST_WORDS_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
