@@ -9,6 +9,7 @@ mod admin;
 mod interval;
 mod plot;
 mod progress;
+mod replay;
 mod schedule;
 mod status;
 mod terminal;
@@ -35,6 +36,7 @@ Examples:
   ballast schedule                                      where training is, why, and what ends it
   ballast schedule set kind=adaptive --reason \"it forgets\"
   ballast stop                                          checkpoint, drain, exit
+  ballast replay runs/long --from-step 100              train again from there, compare bit for bit
   ballast plot runs/long                                draw runs/long/plots/*.{svg,png}";
 
 #[derive(Debug, Subcommand)]
@@ -53,6 +55,8 @@ enum Command {
     Resume(admin::Target),
     /// End a run in order: finish the step at hand, write a checkpoint, drain the actors.
     Stop(admin::Target),
+    /// Train on a run's recorded batches again and compare the weights, bit for bit.
+    Replay(replay::ReplayArgs),
     /// Draw a run's curves from its metrics.
     Plot(plot::PlotArgs),
 }
@@ -70,6 +74,7 @@ async fn main() -> ExitCode {
         Command::Pause(target) => admin::pause(&target).await,
         Command::Resume(target) => admin::resume(&target).await,
         Command::Stop(target) => admin::stop(&target).await,
+        Command::Replay(args) => replay::replay(&args).await,
         Command::Plot(args) => plot::plot(&args),
     };
     result.unwrap_or_else(|error| {
