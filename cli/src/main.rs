@@ -10,6 +10,7 @@ mod help;
 mod interval;
 mod plot;
 mod progress;
+mod replay;
 mod table;
 mod terminal;
 mod up;
@@ -36,6 +37,9 @@ enum Command {
     Up(up::UpArgs),
     #[command(flatten)]
     Admin(admin::Command),
+    /// Train on a run's recorded batches again and compare the weights, bit for bit.
+    #[command(after_help = "Example:\n  ballast replay runs/long --from-step 100")]
+    Replay(replay::ReplayArgs),
     /// Draw a run's curves from its metrics.
     #[command(
         after_help = "Example:\n  ballast plot runs/long     into runs/long/plots/*.{svg,png}"
@@ -51,6 +55,7 @@ async fn main() -> ExitCode {
     let result = match cli.command {
         Command::Up(args) => up::up(&args).await,
         Command::Admin(command) => command.run().await,
+        Command::Replay(args) => replay::replay(&args).await,
         Command::Plot(args) => plot::plot(&args),
     };
     result.unwrap_or_else(|error| {

@@ -2,7 +2,7 @@
 
 mod cluster;
 mod follow;
-mod programs;
+pub(crate) mod programs;
 mod report;
 mod restarts;
 

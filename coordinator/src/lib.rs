@@ -20,6 +20,7 @@ pub mod payloads;
 pub mod process;
 pub mod rebuild;
 pub mod recovery;
+pub mod replay;
 pub mod result;
 pub mod roster;
 pub mod rpc;

@@ -13,6 +13,7 @@ use ballast_runtime::{
 use clap::Parser;
 
 mod journal_command;
+mod replay_command;
 
 /// Runs the control plane of one training run.
 ///
@@ -47,6 +48,8 @@ enum Command {
     /// Read the journal of a run.
     #[command(subcommand)]
     Journal(journal_command::JournalCommand),
+    /// Serve the batches of a run again, as its journal has them. `ballast replay` trains on them.
+    Replay(replay_command::ReplayCommand),
 }
 
 fn main() -> ExitCode {
@@ -58,8 +61,10 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     let args = Args::parse();
-    if let Some(Command::Journal(command)) = &args.command {
-        return journal_command::run(command);
+    match &args.command {
+        Some(Command::Journal(command)) => return journal_command::run(command),
+        Some(Command::Replay(command)) => return replay_command::run(command),
+        None => {}
     }
     let config = args.config.load().map_err(exit::unusable)?;
     if args.config.dry_run {

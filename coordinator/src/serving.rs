@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ballast_proto::{
     EpisodeId,
-    v1::{RolloutGroup, TrainBatch, Trajectory, TrajectorySummary},
+    v1::{BatchPlanned, RolloutGroup, TrainBatch, Trajectory},
 };
 use prost::Message as _;
 use tokio::{sync::mpsc, task};
@@ -77,29 +77,42 @@ pub fn assemble(
     run_id: String,
     reader: &Reader,
 ) -> Result<TrainBatch, AssemblyError> {
-    let Order { batch, sources } = order;
-    let all = |summaries: &[Arc<TrajectorySummary>]| {
-        let mut trajectories = Vec::with_capacity(summaries.len());
-        for summary in summaries {
-            let episode = EpisodeId(summary.episode_id);
+    // Its place in the sequence is no part of the message.
+    message(&order.batch.to_record(0), &order.sources, run_id, reader)
+}
+
+/// The message of a recorded batch. It is made from the record and the trajectories alone, so a
+/// replay serves the very bytes that the run served.
+///
+/// # Errors
+/// See [`AssemblyError`].
+pub fn message(
+    record: &BatchPlanned,
+    sources: &BTreeMap<EpisodeId, Source>,
+    run_id: String,
+    reader: &Reader,
+) -> Result<TrainBatch, AssemblyError> {
+    let all = |episodes: &[u64]| {
+        let mut trajectories = Vec::with_capacity(episodes.len());
+        for episode in episodes.iter().copied().map(EpisodeId) {
             let source = sources.get(&episode).ok_or(AssemblyError::Missing(episode))?;
             trajectories.push(take(episode, source, reader)?);
         }
         Ok::<_, AssemblyError>(trajectories)
     };
-    let mut groups = Vec::with_capacity(batch.groups.len());
-    for group in &batch.groups {
-        let trajectories = all(&group.trajectories)?;
-        groups.push(RolloutGroup { group_id: group.id.0, trajectories });
+    let mut groups = Vec::with_capacity(record.groups.len());
+    for group in &record.groups {
+        let trajectories = all(&group.episodes)?;
+        groups.push(RolloutGroup { group_id: group.group_id, trajectories });
     }
     Ok(TrainBatch {
-        step: batch.step,
-        kind: batch.kind.into(),
+        step: record.step,
+        kind: record.kind,
         groups,
-        demonstrations: all(&batch.demonstrations)?,
-        learning_rate: batch.learning_rate,
-        sft_weight: batch.sft_weight,
-        reset_optimizer: batch.reset_optimizer,
+        demonstrations: all(&record.demonstrations)?,
+        learning_rate: f64::from_bits(record.learning_rate_bits),
+        sft_weight: f64::from_bits(record.sft_weight_bits),
+        reset_optimizer: record.reset_optimizer,
         run_id,
     })
 }

@@ -26,37 +26,39 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Looks in `given` alone if there is one, else beside this program, then in PATH.
+    /// All three, see [`find`].
     pub(super) fn find(given: Option<&Path>) -> anyhow::Result<Self> {
-        let directories: Vec<PathBuf> = match given {
-            Some(directory) => vec![directory.to_owned()],
-            None => {
-                let beside = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned()));
-                let path = env::var_os("PATH").unwrap_or_default();
-                beside.into_iter().chain(env::split_paths(&path)).collect()
-            }
-        };
-        let find = |name: &str| {
-            let found = directories.iter().map(|dir| dir.join(name)).find(|path| path.is_file());
-            found.with_context(|| {
-                let first = directories.first().map(|dir| dir.display().to_string());
-                let first = first.unwrap_or_else(|| "PATH".to_owned());
-                format!("{name} is neither in {first} nor in PATH; build it with `cargo build`, or name its directory with --programs DIR")
-            })
-        };
         Ok(Self {
-            coordinator: find("ballast-coordinator")?,
-            learner: find("ballast-learner")?,
-            actor: find("ballast-actor")?,
+            coordinator: find(given, "ballast-coordinator")?,
+            learner: find(given, "ballast-learner")?,
+            actor: find(given, "ballast-actor")?,
         })
     }
 }
 
+/// Where a program is. Looks in `given` alone if there is one, else beside this program, then in PATH.
+pub(crate) fn find(given: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {
+    let directories: Vec<PathBuf> = match given {
+        Some(directory) => vec![directory.to_owned()],
+        None => {
+            let beside = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned()));
+            let path = env::var_os("PATH").unwrap_or_default();
+            beside.into_iter().chain(env::split_paths(&path)).collect()
+        }
+    };
+    let found = directories.iter().map(|dir| dir.join(name)).find(|path| path.is_file());
+    found.with_context(|| {
+        let first = directories.first().map(|dir| dir.display().to_string());
+        let first = first.unwrap_or_else(|| "PATH".to_owned());
+        format!("{name} is neither in {first} nor in PATH; build it with `cargo build`, or name its directory with --programs DIR")
+    })
+}
+
 /// One process of the cluster, as it is started each time.
 #[derive(Debug)]
-pub(super) struct Program {
+pub(crate) struct Program {
     /// For people and for the log's name: "coordinator", "learner", "actor-0".
-    pub(super) name: String,
+    pub(crate) name: String,
     path: PathBuf,
     args: Vec<OsString>,
     log: PathBuf,
@@ -65,7 +67,7 @@ pub(super) struct Program {
 }
 
 impl Program {
-    pub(super) fn new(name: &str, path: &Path, args: Vec<OsString>, logs: &Path) -> Self {
+    pub(crate) fn new(name: &str, path: &Path, args: Vec<OsString>, logs: &Path) -> Self {
         let log = logs.join(format!("{name}.log"));
         Self { name: name.to_owned(), path: path.to_owned(), args, log, log_start: 0 }
     }
@@ -77,15 +79,30 @@ impl Program {
 
     /// Starts the process with both outputs appended to its log. It is in a process group of its
     /// own, so that Ctrl-C reaches only us and we stop it in order, and it dies with us.
-    pub(super) fn start(&mut self) -> io::Result<Child> {
+    pub(crate) fn start(&mut self) -> io::Result<Child> {
+        let log = self.open_log()?;
+        self.spawn(log.try_clone()?.into(), log)
+    }
+
+    /// The same, but what it says on stdout comes to us.
+    pub(crate) fn start_talking(&mut self) -> io::Result<Child> {
+        let log = self.open_log()?;
+        self.spawn(Stdio::piped(), log)
+    }
+
+    fn open_log(&mut self) -> io::Result<File> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         self.log_start = log.metadata()?.len();
+        Ok(log)
+    }
+
+    fn spawn(&self, stdout: Stdio, stderr: File) -> io::Result<Child> {
         let mut command = Command::new(&self.path);
         command
             .args(&self.args)
             .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
+            .stdout(stdout)
+            .stderr(stderr)
             .process_group(0)
             .kill_on_drop(true);
         die_with_parent(&mut command);
@@ -93,7 +110,7 @@ impl Program {
     }
 
     /// The last lines the newest process wrote into the log, indented, for an error message.
-    pub(super) fn last_words(&self) -> String {
+    pub(crate) fn last_words(&self) -> String {
         let tail = read_tail(&self.log, self.log_start).unwrap_or_default();
         let lines: Vec<&str> = tail.lines().collect();
         let first = lines.len().saturating_sub(LAST_WORDS_LINES);
