@@ -169,7 +169,10 @@ impl Live<'_> {
         use coordinator_message::Message;
         match message {
             Message::Assignment(assignment) => self.work.on_assignment(assignment)?,
-            Message::Acknowledged(acknowledged) => self.work.forget(acknowledged.episode_id),
+            Message::Acknowledged(acknowledged) => {
+                tracing::debug!("e{} is acknowledged", acknowledged.episode_id);
+                self.work.forget(acknowledged.episode_id);
+            }
             Message::Discard(discard) => self.work.forget(discard.episode_id),
             Message::Drain(_) => self.work.drain(),
             Message::WeightSource(source) => self.on_weight_source(source.address),
