@@ -16,3 +16,4 @@ pub mod process;
 pub mod result;
 pub mod rpc;
 pub mod run_directory;
+pub mod wal;

@@ -37,7 +37,8 @@ impl Engine {
 
     fn welcome(&mut self, session: SessionId) {
         let heartbeat_interval_ms = self.members.heartbeat_interval().as_millis() as u64;
-        let message = Message::Welcome(ActorWelcome { heartbeat_interval_ms, ..Default::default() });
+        let message =
+            Message::Welcome(ActorWelcome { heartbeat_interval_ms, ..Default::default() });
         self.push(Command::Send { session, message });
         if let Some(learner) = self.batches.learner() {
             let address = learner.weights_address.clone();
