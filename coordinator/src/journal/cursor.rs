@@ -83,12 +83,15 @@ impl Cursor {
         if let Some(group) = self.whole_group(storage, end)? {
             return Ok(Some(group));
         }
+        // The buffer may have been filled before a group was written here.
+        if let Some(group) = self.group_read_again(storage, end)? {
+            return Ok(Some(group));
+        }
         if end.is_none() && !self.later_group(storage)? {
             return Ok(None);
         }
-        // There should be a group here. The buffer may have been filled before it was written.
-        self.buffer.clear();
-        if let Some(group) = self.whole_group(storage, end)? {
+        // Before the later group was written, this one was whole, if it ever was.
+        if let Some(group) = self.group_read_again(storage, end)? {
             return Ok(Some(group));
         }
         let what = format!("record {} or one committed with it is not whole", self.position);
@@ -107,7 +110,7 @@ impl Cursor {
         storage: &dyn Storage,
         end: Option<u64>,
     ) -> Result<Option<Group>, ReadError> {
-        let limit = end.unwrap_or(u64::MAX);
+        let limit = end.unwrap_or(self.entry.bytes);
         let (salt, first) = (self.salt, self.position);
         let bytes = self.load(storage, self.offset, GROUP_HEADER_BYTES, limit)?;
         let header = GroupHeader::parse(bytes, salt).filter(|header| header.first == first);
@@ -118,6 +121,15 @@ impl Cursor {
         self.offset = offset + u64::from(header.bytes);
         self.position = Position(first.0 + u64::from(header.records));
         Ok(Some(Group { first, offset, frames }))
+    }
+
+    fn group_read_again(
+        &mut self,
+        storage: &dyn Storage,
+        end: Option<u64>,
+    ) -> Result<Option<Group>, ReadError> {
+        self.buffer.clear();
+        self.whole_group(storage, end)
     }
 
     /// `length` bytes from `offset` on, or fewer if the segment or `limit` is nearer.

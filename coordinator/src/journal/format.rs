@@ -260,3 +260,7 @@ fn encode_frame(buffer: &mut Vec<u8>, record: &Record, position: Position) {
 fn seed(position: Position) -> u32 {
     (position.0 ^ (position.0 >> 32)) as u32
 }
+
+#[cfg(test)]
+#[path = "format_test.rs"]
+mod tests;

@@ -8,7 +8,9 @@ use super::{
         GROUP_BYTES_MAX, GROUP_HEADER_BYTES, HEAD_BYTES_MAX, HEADER_BYTES, Header, Link,
         PAYLOAD_BYTES_MAX, encode_group, frame_bytes,
     },
-    reader::{Reader, Records, header},
+    places::Places,
+    reader::{Reader, data_segments, header},
+    records::Records,
     snapshot::Snapshot,
     storage::{Appender, SnapshotName, Storage, StorageError},
     takeover::{self, OpenError},
@@ -16,8 +18,6 @@ use super::{
 
 /// Snapshots that are kept: the newest, and one more in case it is damaged.
 const SNAPSHOTS_KEPT: usize = 2;
-/// Places remembered to find a record's segment. With more, every other one is forgotten.
-const PLACES_MAX: usize = 1 << 16;
 
 /// Why records were not appended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -99,7 +99,7 @@ impl Journal {
         };
         let hint = start(&Snapshot::newest(&*storage)?);
         let claim = takeover::claim(&*storage, term, writer, hint)?;
-        storage.sweep();
+        storage.sweep(claim.segment);
         // Not before the claim: until then another leader may have forgotten what came before a
         // newer snapshot.
         let snapshot = Snapshot::newest(&*storage)?;
@@ -159,8 +159,9 @@ impl Journal {
             return Ok(Vec::new());
         }
         let bytes = GROUP_HEADER_BYTES + checked_bytes(records)?;
+        let fits = self.appender.room() >= bytes as u64 && self.unsettled.is_none();
         let result = match self.open {
-            Some(open) if self.appender.room() >= bytes as u64 => self.extend(open, records),
+            Some(open) if fits => self.extend(open, records),
             _ => self.start(records),
         };
         match result {
@@ -208,11 +209,10 @@ impl Journal {
         let forget = || {
             let snapshots = self.storage.snapshots()?;
             // The older one that is kept must stay good too.
-            let Some(kept) = snapshots.iter().rev().take(SNAPSHOTS_KEPT).last() else {
-                return Ok(());
-            };
+            let kept = snapshots.len().saturating_sub(SNAPSHOTS_KEPT);
+            let Some(kept) = snapshots.get(kept) else { return Ok(()) };
             let first = self.places.before(position).min(kept.segment);
-            let mut old = super::reader::data_segments(&*self.storage, SegmentNumber(0))?;
+            let mut old = data_segments(&*self.storage, SegmentNumber(0))?;
             old.retain(|entry| entry.segment < first);
             let old: Vec<_> = old.into_iter().map(|entry| entry.segment).collect();
             self.storage.delete(&old)
@@ -227,6 +227,7 @@ impl Journal {
     pub fn close(mut self) -> Result<(), AppendError> {
         self.usable()?;
         if let Some(open) = self.open
+            && self.unsettled.is_none()
             && self.appender.room() >= GROUP_HEADER_BYTES as u64
         {
             self.extend(open, &[])?;
@@ -343,35 +344,4 @@ fn checked_bytes(records: &[Record]) -> Result<usize, AppendError> {
     let bytes = records.iter().map(frame_bytes).sum();
     check(bytes, GROUP_BYTES_MAX)?;
     Ok(bytes)
-}
-
-/// In which segment a record is at the earliest. Few places are as right as many, only less near.
-#[derive(Debug)]
-struct Places {
-    /// Where to look for records before all others.
-    first: SegmentNumber,
-    /// First record of a segment, in order.
-    starts: Vec<(Position, SegmentNumber)>,
-}
-
-impl Places {
-    fn from(first: SegmentNumber) -> Self {
-        Self { first, starts: Vec::new() }
-    }
-
-    fn add(&mut self, position: Position, segment: SegmentNumber) {
-        if self.starts.len() == PLACES_MAX {
-            let mut index = 0;
-            self.starts.retain(|_| {
-                index += 1;
-                index % 2 == 0
-            });
-        }
-        self.starts.push((position, segment));
-    }
-
-    fn before(&self, position: Position) -> SegmentNumber {
-        let after = self.starts.partition_point(|(start, _)| *start <= position);
-        after.checked_sub(1).map_or(self.first, |index| self.starts[index].1)
-    }
 }

@@ -256,7 +256,7 @@ impl Storage for Objects {
         self.ask(&self.segment_path(*first), deleted.try_for_each(|_| async { Ok(()) }))
     }
 
-    fn sweep(&self) {}
+    fn sweep(&self, _: SegmentNumber) {}
 
     fn snapshots(&self) -> Result<Vec<SnapshotName>, StorageError> {
         let names = self.names("snapshots", None)?;

@@ -10,7 +10,7 @@ use super::{Position, SegmentNumber};
 pub struct Entry {
     /// Its number.
     pub segment: SegmentNumber,
-    /// Its size, with what may be preallocated.
+    /// Its size, with what is preallocated: a segment may shrink, but not grow.
     pub bytes: u64,
 }
 
@@ -21,6 +21,15 @@ pub struct SnapshotName {
     pub position: Position,
     /// A segment in or before which there is no need to look for that record.
     pub segment: SegmentNumber,
+}
+
+impl SnapshotName {
+    /// Reads `POSITION-SEGMENT`.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let (position, segment) = name.split_once('-')?;
+        let (position, segment) = (position.parse().ok()?, segment.parse().ok()?);
+        Some(Self { position: Position(position), segment: SegmentNumber(segment) })
+    }
 }
 
 /// Why a storage did not do what it was asked.
@@ -123,8 +132,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// The storage refuses.
     fn delete(&self, segments: &[SegmentNumber]) -> Result<(), StorageError>;
 
-    /// Removes what dead writers left behind. Best effort.
-    fn sweep(&self);
+    /// Removes what writers left behind who wanted to make segments up to this one. Best effort.
+    fn sweep(&self, newest: SegmentNumber);
 
     /// The snapshots, in ascending order.
     ///

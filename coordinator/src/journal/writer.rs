@@ -233,6 +233,9 @@ impl<J: Append> Committer<J> {
     /// Makes the group durable, however long it takes.
     fn commit(&mut self) -> Result<(), Ended> {
         let Group { records, permits, .. } = mem::take(&mut self.group);
+        if records.is_empty() {
+            return Ok(());
+        }
         let locations = self.append(&records)?;
         // Room is given back before anybody looks at the outcome; both are bounded by the intake.
         drop(permits);

@@ -3,7 +3,7 @@
 //! ```text
 //! segments/00000000000000000001   in order; preallocated, so that a commit changes no metadata
 //! snapshots/POSITION-SEGMENT
-//! new/                            files that are being made; whatever a dead writer left is removed
+//! new/SEGMENT-RANDOM              files that are being made; what a dead writer left is removed
 //! ```
 //!
 //! A segment is made under `new/`, filled and synced there, and then linked to its name: `link` fails
@@ -20,20 +20,26 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    thread::{self, JoinHandle},
 };
 
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::Advice;
 
+use self::{
+    appender::DirectoryAppender,
+    blank::Blank,
+    refusal::{fatal, missing_or, unavailable},
+};
 use super::{
-    Position, SegmentNumber,
+    SegmentNumber,
     storage::{Appender, Entry, SnapshotName, Storage, StorageError},
 };
 
+mod appender;
+mod blank;
+mod refusal;
+
 /// Size of a segment, unless one group needs more.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
-/// Zeros that are written at once where the file system cannot preallocate.
-const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
 /// The storage. Cheap to clone; clones are the same place.
 #[derive(Clone, Debug)]
@@ -88,13 +94,10 @@ impl Directory {
         names(&folder).map_err(unavailable("list", &folder))
     }
 
-    /// A file without a name of its own yet, with room for `bytes`.
-    fn blank(&self, bytes: u64) -> Result<Blank, StorageError> {
-        let path = self.path.join("new").join(format!("{:016x}", super::random()));
-        let file = File::options().read(true).write(true).create_new(true).open(&path);
-        let blank = Blank { file: file.map_err(unavailable("create", &path))?, path, bytes };
-        blank.reserve().map_err(unavailable("reserve room in", &blank.path))?;
-        Ok(blank)
+    /// A file that will become this segment, with room for `bytes`.
+    fn blank(&self, segment: SegmentNumber, bytes: u64) -> Result<Blank, StorageError> {
+        let name = format!("{:020}-{:016x}", segment.0, super::random());
+        Blank::create(self.path.join("new").join(name), bytes)
     }
 
     /// Gives a file its name, unless the name is taken.
@@ -103,6 +106,10 @@ impl Directory {
         blank.file.sync_data().map_err(fatal(&blank.path))?;
         fs::hard_link(&blank.path, &path).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => StorageError::Exists(path.display().to_string()),
+            // Whoever has the name may have swept this file away.
+            io::ErrorKind::NotFound if path.exists() => {
+                StorageError::Exists(path.display().to_string())
+            }
             _ => unavailable("create", &path)(error),
         })?;
         sync_folder(&self.path.join("segments"))
@@ -143,8 +150,8 @@ impl Storage for Directory {
         buffer: &mut [u8],
     ) -> Result<usize, StorageError> {
         let path = self.segment_path(segment);
-        let mut read = || read_at(&File::open(&path)?, offset, buffer);
-        read().map_err(missing_or(unavailable("read", &path), &path))
+        let filled = File::open(&path).and_then(|file| read_at(&file, offset, buffer));
+        filled.map_err(missing_or(unavailable("read", &path), &path))
     }
 
     fn settle(&self, segment: SegmentNumber) -> Result<(), StorageError> {
@@ -159,13 +166,13 @@ impl Storage for Directory {
     }
 
     fn claim(&self, segment: SegmentNumber, content: &[u8]) -> Result<(), StorageError> {
-        let blank = self.blank(0)?;
+        let blank = self.blank(segment, 0)?;
         blank.file.write_all_at(content, 0).map_err(unavailable("write", &blank.path))?;
         self.link(&blank, segment)
     }
 
     fn appender(&self) -> Box<dyn Appender> {
-        Box::new(DirectoryAppender { directory: self.clone(), spare: None, open: None })
+        Box::new(DirectoryAppender::new(self.clone()))
     }
 
     fn trim(&self, segment: SegmentNumber, end: u64) -> Result<(), StorageError> {
@@ -178,8 +185,12 @@ impl Storage for Directory {
         segments.iter().try_for_each(|segment| remove(&self.segment_path(*segment)))
     }
 
-    fn sweep(&self) {
-        for name in self.names("new").unwrap_or_default() {
+    fn sweep(&self, newest: SegmentNumber) {
+        let dead = |name: &str| {
+            let segment = name.split('-').next().and_then(|number| number.parse().ok());
+            segment.is_none_or(|segment| SegmentNumber(segment) <= newest)
+        };
+        for name in self.names("new").unwrap_or_default().iter().filter(|name| dead(name)) {
             remove(&self.path.join("new").join(name)).ok();
         }
     }
@@ -206,110 +217,6 @@ impl Storage for Directory {
     }
 }
 
-/// A file under `new/`. That name goes when it is dropped; the file stays if it was linked.
-#[derive(Debug)]
-struct Blank {
-    file: File,
-    path: PathBuf,
-    bytes: u64,
-}
-
-impl Blank {
-    fn reserve(&self) -> io::Result<()> {
-        if self.bytes == 0 {
-            return Ok(());
-        }
-        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, self.bytes) {
-            Err(rustix::io::Errno::OPNOTSUPP) => self.fill()?,
-            reserved => reserved?,
-        }
-        self.file.sync_all()
-    }
-
-    fn fill(&self) -> io::Result<()> {
-        let mut offset = 0;
-        while offset < self.bytes {
-            let step = (self.bytes - offset).min(ZEROS.len() as u64);
-            self.file.write_all_at(&ZEROS[..step as usize], offset)?;
-            offset += step;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Blank {
-    fn drop(&mut self) {
-        remove(&self.path).ok();
-    }
-}
-
-/// Writes segments. The room of the next one is reserved on the side when this one is half full, so
-/// that no commit waits for it.
-#[derive(Debug)]
-struct DirectoryAppender {
-    directory: Directory,
-    spare: Option<JoinHandle<Result<Blank, StorageError>>>,
-    open: Option<Open>,
-}
-
-#[derive(Debug)]
-struct Open {
-    file: File,
-    path: PathBuf,
-    /// Where the next write goes.
-    end: u64,
-    bytes: u64,
-}
-
-impl DirectoryAppender {
-    /// A file with this much room: the spare one if it is large enough.
-    fn take_blank(&mut self, bytes: u64) -> Result<Blank, StorageError> {
-        // A panic of the thread is worth no more than an error: the room is reserved here instead.
-        let spare = self.spare.take().and_then(|thread| thread.join().ok()?.ok());
-        let spare = spare.filter(|blank| blank.bytes >= bytes && blank.path.exists());
-        spare.map_or_else(|| self.directory.blank(bytes.max(self.directory.segment_bytes)), Ok)
-    }
-
-    fn reserve_ahead(&mut self) {
-        let directory = self.directory.clone();
-        let reserve = move || directory.blank(directory.segment_bytes);
-        self.spare = thread::Builder::new().name("journal-reserve".into()).spawn(reserve).ok();
-    }
-}
-
-impl Appender for DirectoryAppender {
-    fn start(&mut self, segment: SegmentNumber, content: &[u8]) -> Result<(), StorageError> {
-        let blank = self.take_blank(content.len() as u64)?;
-        blank.file.write_all_at(content, 0).map_err(unavailable("write", &blank.path))?;
-        self.directory.link(&blank, segment)?;
-        let file = blank.file.try_clone().map_err(unavailable("open", &blank.path))?;
-        let path = self.directory.segment_path(segment);
-        self.open = Some(Open { file, path, end: content.len() as u64, bytes: blank.bytes });
-        Ok(())
-    }
-
-    fn room(&self) -> u64 {
-        self.open.as_ref().map_or(0, |open| open.bytes - open.end)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
-        let Some(open) = &mut self.open else {
-            return Err(StorageError::Fatal("no segment is open".into()));
-        };
-        open.file.write_all_at(bytes, open.end).map_err(unavailable("write", &open.path))?;
-        open.end += bytes.len() as u64;
-        if self.spare.is_none() && self.room() < self.directory.segment_bytes / 2 {
-            self.reserve_ahead();
-        }
-        Ok(())
-    }
-
-    fn sync(&mut self) -> Result<(), StorageError> {
-        let Some(open) = &self.open else { return Ok(()) };
-        open.file.sync_data().map_err(fatal(&open.path))
-    }
-}
-
 fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -333,47 +240,5 @@ fn remove(path: &Path) -> Result<(), StorageError> {
 }
 
 fn sync_folder(path: &Path) -> Result<(), StorageError> {
-    let folder = File::open(path).map_err(unavailable("open", path))?;
-    folder.sync_all().map_err(fatal(path))
-}
-
-fn missing_or(
-    otherwise: impl FnOnce(io::Error) -> StorageError,
-    path: &Path,
-) -> impl FnOnce(io::Error) -> StorageError {
-    move |error| match error.kind() {
-        io::ErrorKind::NotFound => StorageError::Missing(path.display().to_string()),
-        _ => otherwise(error),
-    }
-}
-
-fn unavailable<'a>(doing: &'a str, path: &'a Path) -> impl FnOnce(io::Error) -> StorageError + 'a {
-    move |error| {
-        let remedy = match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free space on its disk",
-            io::ErrorKind::PermissionDenied => "give this user the right to write there",
-            io::ErrorKind::ReadOnlyFilesystem => "mount its file system for writing",
-            _ => "look after its disk",
-        };
-        StorageError::Unavailable(format!("cannot {doing} {}: {error}; {remedy}", path.display()))
-    }
-}
-
-fn fatal(path: &Path) -> impl FnOnce(io::Error) -> StorageError + '_ {
-    move |error| {
-        StorageError::Fatal(format!(
-            "cannot sync {}: {error}; the system may have dropped what it could not write, so this \
-             process must not go on: look after the disk and start it again",
-            path.display()
-        ))
-    }
-}
-
-impl SnapshotName {
-    /// Reads `POSITION-SEGMENT`.
-    pub(super) fn parse(name: &str) -> Option<Self> {
-        let (position, segment) = name.split_once('-')?;
-        let (position, segment) = (position.parse().ok()?, segment.parse().ok()?);
-        Some(Self { position: Position(position), segment: SegmentNumber(segment) })
-    }
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(fatal(path))
 }
