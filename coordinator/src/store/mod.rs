@@ -17,6 +17,7 @@
 mod access;
 mod campaign;
 mod cluster;
+mod documents;
 mod election;
 mod embedded;
 mod entry;
@@ -26,6 +27,7 @@ mod keys;
 mod lease;
 mod membership;
 mod outage;
+mod registration;
 mod view;
 mod watch;
 
@@ -34,7 +36,8 @@ use std::{fmt, time::Duration};
 pub use self::{
     access::Access,
     campaign::Leadership,
-    cluster::{Candidate, Cluster, Document, Leader},
+    cluster::{Candidate, Cluster, Leader},
+    documents::Document,
     embedded::Embedded,
     entry::{
         Change, Entry, Expect, Grant, Guard, LeaseId, Outcome, Put, Revision, Snapshot,
@@ -42,7 +45,8 @@ pub use self::{
     },
     error::StoreError,
     etcd::Etcd,
-    membership::{Member, MemberChange, MemberWatch, Registration},
+    membership::{Member, MemberChange, MemberWatch},
+    registration::Registration,
     view::View,
     watch::{News, Watch},
 };
