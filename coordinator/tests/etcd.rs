@@ -415,6 +415,19 @@ async fn a_wrong_password_is_refused_and_a_right_one_works() {
     assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
 }
 
+/// The run goes on in a later term or not at all.
+#[tokio::test]
+async fn a_store_that_is_behind_the_run_is_refused_with_a_way_on() {
+    let server = Server::start();
+    let cluster = Cluster::open(&server.config(3), "run", Term(1000)).await.unwrap();
+    let refused = timeout(PATIENCE, cluster.campaign(&candidate("first"))).await.unwrap();
+    let error = refused.unwrap_err();
+    assert!(matches!(error, StoreError::Rewound { seen: Revision(1000), .. }), "{error:?}");
+    assert!(error.to_string().contains("embedded") && !error.is_transient(), "{error}");
+    // It has not kept what it could not use.
+    assert_eq!(cluster.leader().await.unwrap(), None);
+}
+
 /// An authority, and certificates that it signed: one for etcd, one for us.
 struct Certificates {
     ca: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,

@@ -4,8 +4,13 @@
 //! [`Store`] says what must be kept where all of them see it: small entries under keys, leases that
 //! take entries away with them, guarded writes, and the changes as they happen. It has two
 //! implementations: [`Embedded`], the memory of one process, and [`Etcd`]. What is built on it is
-//! written once: [`Cluster`] is what the rest of the coordinator uses, [`Watch`] hears of every
-//! change, `campaign` drives an election that `election` decides, `membership` keeps members.
+//! written once:
+//!
+//! - [`Cluster`] is what the rest of the coordinator uses.
+//! - `election` decides who leads, and is pure; `campaign` runs it. `lease` says until when a leader
+//!   may count on its lease.
+//! - `registration` keeps a member in its place.
+//! - [`Watch`] hears of every change, whatever breaks; `view` says what is news, and is pure.
 //!
 //! Invariants
 //! - L1: a term is the revision at which the leader's key was created, so no two are equal and later

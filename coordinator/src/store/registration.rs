@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use ballast_runtime::backoff::Backoff;
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -145,7 +145,7 @@ impl Registrar {
         let registered = tokio::select! {
             biased;
             () = leaving.cancelled() => None,
-            registered = timeout(REGISTER_MAX, self.stay(true)) => Some(registered),
+            registered = timeout(REGISTER_MAX, self.enter()) => Some(registered),
         };
         // Out of time, with what was in the way.
         let registered = registered.map(|done| done.unwrap_or_else(|_| Err(self.failure.clone())));
@@ -158,36 +158,41 @@ impl Registrar {
             tokio::select! {
                 biased;
                 () = leaving.cancelled() => {}
-                ended = self.stay(false) => self.end(ended),
+                error = self.stay() => self.end(&error),
             }
         }
         self.revoke().await;
     }
 
-    /// Registers and shows again and again that it lives. With `once` it ends when it is registered;
-    /// else only with an error that time does not heal.
-    async fn stay(&mut self, once: bool) -> Result<(), StoreError> {
+    /// Shows again and again that it lives, until an error that time does not heal.
+    async fn stay(&mut self) -> StoreError {
+        loop {
+            sleep(self.ttl / SIGNS_PER_TTL).await;
+            if let Err(error) = self.enter().await {
+                return error;
+            }
+        }
+    }
+
+    /// Tries until it is registered, or cannot be.
+    async fn enter(&mut self) -> Result<(), StoreError> {
         let what = format!("registering {} {}", self.member.role, self.member.id);
         loop {
-            let shown = Instant::now();
             match self.show().await {
                 Ok(true) => {
                     self.outage.over(&what);
                     self.backoff.reset();
-                    if once {
-                        return Ok(());
-                    }
-                    sleep_until(shown + self.ttl / SIGNS_PER_TTL).await;
+                    return Ok(());
                 }
                 // Another write came first: look again.
-                Ok(false) => sleep(self.backoff.next_delay()).await,
+                Ok(false) => {}
                 Err(error) if error.is_transient() => {
                     self.outage.failed(&what, &error);
                     self.failure = error;
-                    sleep(self.backoff.next_delay()).await;
                 }
                 Err(error) => return Err(error),
             }
+            sleep(self.backoff.next_delay()).await;
         }
     }
 
@@ -224,8 +229,7 @@ impl Registrar {
         Ok(matches!(self.store.put(put, &[guard]).await?, Outcome::Done(_)))
     }
 
-    fn end(&self, ended: Result<(), StoreError>) {
-        let Err(error) = ended else { return };
+    fn end(&self, error: &StoreError) {
         tracing::error!("{error}");
         self.lost.cancel();
     }
