@@ -26,6 +26,8 @@ use crate::store::{Candidate, Cluster, Leader, Leadership, StoreError};
 
 /// Metadata of every answer of a standby: HOST:PORT of the leader, where one is known.
 pub const LEADER_METADATA: &str = "ballast-leader";
+/// Time that the first candidate gets to become the leader.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Time that open calls get to end when the wait is over.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
 
@@ -58,7 +60,7 @@ pub async fn stand_by(
     let campaign = cluster.campaign(candidate);
     tokio::pin!(campaign);
     // Where nobody else can lead, nobody is told to go away.
-    if let Ok(leadership) = timeout(CLOSE_GRACE, &mut campaign).await {
+    if let Ok(leadership) = timeout(FIRST_WAIT, &mut campaign).await {
         return Ok(Some(leadership?));
     }
     let closing = CancellationToken::new();

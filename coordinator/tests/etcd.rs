@@ -40,7 +40,7 @@ impl Kept {
 
     async fn etcd() -> Self {
         let server = Server::start();
-        let store = Etcd::connect(&[server.address()], &Access::default()).await.unwrap();
+        let store = Etcd::new(&[server.address()], &Access::default()).unwrap();
         Self { store: Arc::new(store), kind: Kind::Etcd(server) }
     }
 
@@ -395,15 +395,16 @@ async fn a_wrong_password_is_refused_and_a_right_one_works() {
         user: Some(("root".into(), password.into())),
         ..Access::default()
     };
-    let refused = Etcd::connect(&endpoints, &access("wrong")).await.unwrap_err();
-    let nobody = Etcd::connect(&endpoints, &Access::default()).await.unwrap();
+    let wrong = Etcd::new(&endpoints, &access("wrong")).unwrap();
+    let refused = wrong.read("/").await.unwrap_err();
+    let nobody = Etcd::new(&endpoints, &Access::default()).unwrap();
     let unknown = nobody.read("/").await.unwrap_err();
     for error in [refused, unknown] {
         let text = error.to_string();
         assert!(matches!(error, StoreError::Refused { .. }), "{error:?}");
         assert!(text.contains("BALLAST_ETCD_PASSWORD") && text.contains(&endpoints[0]), "{text}");
     }
-    let store = Etcd::connect(&endpoints, &access("secret")).await.unwrap();
+    let store = Etcd::new(&endpoints, &access("secret")).unwrap();
     let cluster = Cluster::over(Arc::new(store), "run", TTL).unwrap();
     let leader = timeout(PATIENCE, lead(&cluster, "first")).await.unwrap();
     // Longer than a lease: it is kept alive with the credentials too.
@@ -412,6 +413,19 @@ async fn a_wrong_password_is_refused_and_a_right_one_works() {
     let cluster = Cluster::over(Arc::new(nobody), "run", TTL).unwrap();
     let refused = timeout(PATIENCE, cluster.campaign(&candidate("nobody"))).await.unwrap();
     assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
+}
+
+/// The run goes on in a later term or not at all.
+#[tokio::test]
+async fn a_store_that_is_behind_the_run_is_refused_with_a_way_on() {
+    let server = Server::start();
+    let cluster = Cluster::open(&server.config(3), "run", Term(1000)).await.unwrap();
+    let refused = timeout(PATIENCE, cluster.campaign(&candidate("first"))).await.unwrap();
+    let error = refused.unwrap_err();
+    assert!(matches!(error, StoreError::Rewound { seen: Revision(1000), .. }), "{error:?}");
+    assert!(error.to_string().contains("embedded") && !error.is_transient(), "{error}");
+    // It has not kept what it could not use.
+    assert_eq!(cluster.leader().await.unwrap(), None);
 }
 
 /// An authority, and certificates that it signed: one for etcd, one for us.
@@ -467,7 +481,7 @@ async fn certificates_are_asked_for_and_shown() {
     let identity =
         |(certificate, key): (String, String)| Some((certificate.into_bytes(), key.into_bytes()));
     let good = Access { ca: pem(ours.ca.pem()), identity: identity(ours.sign("us")), user: None };
-    let store = Etcd::connect(&endpoints, &good).await.unwrap();
+    let store = Etcd::new(&endpoints, &good).unwrap();
     let cluster = Cluster::over(Arc::new(store), "run", TTL).unwrap();
     let leader = timeout(PATIENCE, lead(&cluster, "first")).await.unwrap();
     assert!(leader.is_held());
@@ -478,7 +492,7 @@ async fn certificates_are_asked_for_and_shown() {
         ("another's certificate", Access { identity: identity(others.sign("us")), ..good.clone() }),
         ("no PEM", Access { identity: identity(("x".into(), "y".into())), ..good.clone() }),
     ] {
-        let refused = match Etcd::connect(&endpoints, &access).await {
+        let refused = match Etcd::new(&endpoints, &access) {
             Ok(store) => store.read("/").await.unwrap_err(),
             Err(error) => error,
         };

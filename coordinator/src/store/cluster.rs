@@ -1,4 +1,4 @@
-//! What the rest of the coordinator uses of a store: who leads, who is a member, small documents.
+//! What the rest of the coordinator uses of a store: who leads, and who is a member.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -15,16 +15,16 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use super::{
     Access, Embedded, Etcd, Member, MemberWatch, Registration, Store, StoreError, Term, Watch,
     campaign::{self, Leadership},
     election::Timing,
-    entry::{Entry, Expect, Guard, Outcome, Put, Revision},
+    entry::{Entry, Revision},
     keys::Keys,
-    membership,
+    membership, registration,
 };
 
 /// Longest wait at the start for a store that does not answer.
@@ -33,14 +33,12 @@ const OPEN_RETRY_INITIAL: Duration = Duration::from_millis(200);
 const OPEN_RETRY_MAX: Duration = Duration::from_secs(2);
 /// Candidates spread over this long when the leader's key is gone.
 const JITTER_MAX: Duration = Duration::from_millis(200);
-/// Longest wait for a leadership that cannot be used to be given back.
-const GIVE_BACK_MAX: Duration = Duration::from_secs(2);
 
 /// The store of one run.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    store: Arc<dyn Store>,
-    keys: Keys,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) keys: Keys,
     /// Time to live of leases.
     ttl: Duration,
     /// The last term that the run has on record: a leadership has a later one, or is none.
@@ -63,15 +61,6 @@ pub struct Leader {
     pub candidate: Candidate,
     /// Since which term.
     pub term: Term,
-}
-
-/// A small document and its version.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Document {
-    /// What a change is based on; 0: there is no document yet.
-    pub revision: Revision,
-    /// Its content.
-    pub value: Vec<u8>,
 }
 
 impl Cluster {
@@ -127,8 +116,7 @@ impl Cluster {
             return Ok(leadership);
         }
         let (seen, found) = (Revision(self.after.0), Revision(leadership.term().0));
-        // It ends with its lease where the store does not answer.
-        let _late = timeout(GIVE_BACK_MAX, leadership.resign()).await;
+        leadership.resign().await;
         Err(StoreError::Rewound { seen, found })
     }
 
@@ -161,7 +149,7 @@ impl Cluster {
     /// refuses, or has not answered for long.
     pub async fn register(&self, member: Member) -> Result<Registration, StoreError> {
         let seed = seed(&member.id);
-        membership::register(Arc::clone(&self.store), &self.keys, member, self.ttl, seed).await
+        registration::register(Arc::clone(&self.store), &self.keys, member, self.ttl, seed).await
     }
 
     /// All members, by role and name.
@@ -179,51 +167,8 @@ impl Cluster {
         MemberWatch::start(Arc::clone(&self.store), self.keys.clone(), seed)
     }
 
-    /// A document; one that was never written is empty and at revision 0.
-    ///
-    /// # Errors
-    /// The store does not answer, or refuses.
-    pub async fn document(&self, name: &str) -> Result<Document, StoreError> {
-        let key = self.keys.document(name)?;
-        let mut snapshot = self.store.read(&key).await?;
-        Ok(document(snapshot.entries.remove(&key)))
-    }
-
-    /// A document as it changes; the first one is empty until it is read.
-    ///
-    /// # Errors
-    /// [`StoreError::Name`].
-    pub fn watch_document(&self, name: &str) -> Result<watch::Receiver<Document>, StoreError> {
-        Ok(self.watch_entry(self.keys.document(name)?, |_key, entry| document(entry)))
-    }
-
-    /// Writes a document as the leader, if it is still the one that the change was based on.
-    ///
-    /// # Errors
-    /// [`StoreError::Fenced`]: this is not the leader any more. [`StoreError::Stale`]: the document
-    /// has changed. [`StoreError::TooLarge`]. Else the store does not answer, and the document may
-    /// have been written: read it.
-    pub async fn write_document(
-        &self,
-        leadership: &Leadership,
-        name: &str,
-        value: Vec<u8>,
-        based_on: Revision,
-    ) -> Result<Revision, StoreError> {
-        let put = Put::new(self.keys.document(name)?, value)?;
-        let expect = match based_on {
-            Revision(0) => Expect::Absent,
-            revision => Expect::Modified(revision),
-        };
-        let found = match self.put_as_leader(leadership, put, expect).await? {
-            Ok(revision) => return Ok(revision),
-            Err(found) => found.map_or(Revision(0), |entry| entry.modified),
-        };
-        Err(StoreError::Stale { name: name.to_owned(), expected: based_on, found })
-    }
-
     /// The newest of what stands under a key, until nobody looks any more.
-    fn watch_entry<T: Default + Send + Sync + 'static>(
+    pub(super) fn watch_entry<T: Default + Send + Sync + 'static>(
         &self,
         key: String,
         read: impl Fn(&str, Option<Entry>) -> T + Send + 'static,
@@ -249,50 +194,21 @@ impl Cluster {
         });
         receiver
     }
-
-    /// Puts a value in one step with two checks: the term is still the leader's, and `expect` holds
-    /// for the key. Where only the latter does not, returns what stands there.
-    async fn put_as_leader(
-        &self,
-        leadership: &Leadership,
-        put: Put,
-        expect: Expect,
-    ) -> Result<Result<Revision, Option<Entry>>, StoreError> {
-        let term = leadership.term();
-        let leads = Expect::Created(Revision(term.0));
-        let guards = [
-            Guard { key: self.keys.leader(), expect: leads },
-            Guard { key: put.key().to_owned(), expect },
-        ];
-        let found = match self.store.put(put, &guards).await? {
-            Outcome::Done(revision) => return Ok(Ok(revision)),
-            Outcome::Refused { found, .. } => found,
-        };
-        let mut found = found.into_iter();
-        let leader = found.next().flatten();
-        if !leads.holds(leader.as_ref()) {
-            let leader = leader.map(|entry| Term(entry.created.0));
-            return Err(StoreError::Fenced { term, leader });
-        }
-        Ok(Err(found.next().flatten()))
-    }
 }
 
 /// Connects, and tries again for a while where nothing answers.
 async fn reach(endpoints: &[String], access: &Access, keys: &Keys) -> Result<Etcd, StoreError> {
+    let store = Etcd::new(endpoints, access)?;
     let mut backoff = Backoff::new(OPEN_RETRY_INITIAL, OPEN_RETRY_MAX, seed(&endpoints.join(",")));
     let give_up = Instant::now() + OPEN_MAX;
     loop {
-        let attempt = async {
-            let store = Etcd::connect(endpoints, access).await?;
-            store.read(&keys.leader()).await.map(|_snapshot| store)
-        };
-        match attempt.await {
+        match store.read(&keys.leader()).await {
+            Ok(_snapshot) => return Ok(store),
             Err(error) if error.is_transient() && Instant::now() < give_up => {
                 tracing::debug!("{error}");
                 sleep(backoff.next_delay()).await;
             }
-            ended => return ended,
+            Err(error) => return Err(error),
         }
     }
 }
@@ -309,13 +225,6 @@ fn leader(key: &str, entry: &Entry) -> Result<Leader, StoreError> {
     let candidate = serde_json::from_slice(&entry.value)
         .map_err(|error| StoreError::Foreign { key: key.to_owned(), cause: error.to_string() })?;
     Ok(Leader { candidate, term: Term(entry.created.0) })
-}
-
-fn document(entry: Option<Entry>) -> Document {
-    entry.map_or_else(Document::default, |entry| Document {
-        revision: entry.modified,
-        value: entry.value,
-    })
 }
 
 /// Differs between processes and between their parts, so that they do not all try at once.

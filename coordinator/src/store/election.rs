@@ -208,13 +208,18 @@ impl Election {
         if sighting.revision < self.seen.revision {
             return Vec::new();
         }
+        // At the first look there is nobody who has just gone, and whom all others want to replace.
+        let is_first = self.seen.revision == Revision(0);
+        let jitter = if is_first { Duration::ZERO } else { self.timing.jitter };
         self.seen = sighting;
         match self.state {
             State::Leader { clock, term } if sighting.key.is_none_or(|key| key.created != term) => {
                 self.stop(now, clock.lease, Reason::KeyGone)
             }
-            State::Waiting { .. } | State::Granting if sighting.key.is_some() => self.stand_by(now),
-            State::Standby => self.stand_by(now),
+            State::Waiting { .. } | State::Granting if sighting.key.is_some() => {
+                self.stand_by(now + jitter)
+            }
+            State::Standby => self.stand_by(now + jitter),
             // The key that is heard of while one is created may be that one; the answer will tell.
             _ => Vec::new(),
         }
@@ -287,7 +292,7 @@ impl Election {
         if sighting.revision >= self.seen.revision {
             self.seen = sighting;
         }
-        let mut commands = self.stand_by(now);
+        let mut commands = self.stand_by(now + self.timing.jitter);
         commands.push(Command::Ask(Question::Revoke(clock.lease)));
         commands
     }
@@ -359,11 +364,11 @@ impl Election {
         }
     }
 
-    /// Waits for the key to go, or not at all if it is gone.
-    fn stand_by(&mut self, now: Duration) -> Vec<Command> {
+    /// Waits for the key to go, or until `at` if it is gone.
+    fn stand_by(&mut self, at: Duration) -> Vec<Command> {
         self.state = match self.seen.key {
             Some(_) => State::Standby,
-            None => State::Waiting { at: now + self.timing.jitter },
+            None => State::Waiting { at },
         };
         Vec::new()
     }

@@ -86,8 +86,8 @@ pub enum StoreError {
     /// Start again: this is not the history that was seen before.
     #[error(
         "the store went back from {seen} to {found}: it lost its data, or was restored from a \
-         backup; terms must grow, so the coordinators have to start again on a store that does not \
-         go back"
+         backup, and terms must grow; go on with a store that is further, or with one coordinator \
+         and coordinator.store.kind = \"embedded\""
     )]
     Rewound {
         /// Newest revision seen.

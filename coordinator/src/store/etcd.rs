@@ -3,16 +3,26 @@
 //! The client neither watches again nor recovers a keep-alive. Here a feed ends at its first error,
 //! and [`super::Watch`] reads anew; each keep-alive is a stream of its own with one request, so there
 //! is nothing to recover. Every call has a timeout: a stopped server takes connections and answers
-//! nothing.
+//! nothing. The client's balancing would go on asking that one now and then; here all calls go to one
+//! member of the cluster, and to the next when one was not answered.
 
-use std::{error::Error as _, fmt, future::Future, time::Duration};
+use std::{
+    error::Error as _,
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, Event, GetOptions, Identity,
-    KeyValue, KvClient, LeaseClient, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse,
-    WatchClient, WatchOptions, WatchStream,
+    KeyValue, KvClient, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
+    WatchStream,
 };
-use tokio::time::timeout;
+use tokio::{sync::OnceCell, time::timeout};
 use tonic::Code;
 
 use super::{
@@ -39,14 +49,21 @@ const CHECK_TLS: &str = "check BALLAST_ETCD_CA, the authority that signed etcd's
                          where etcd asks for one of ours, BALLAST_ETCD_CERTIFICATE and \
                          BALLAST_ETCD_KEY";
 
-/// A connection to etcd, or to the members of an etcd cluster.
+/// An etcd cluster; its clones share connections.
 #[derive(Clone)]
 pub struct Etcd {
     /// For people.
     endpoints: String,
-    kv: KvClient,
-    lease: LeaseClient,
-    watch: WatchClient,
+    options: ConnectOptions,
+    servers: Arc<[Server]>,
+    /// Index of the member that is asked.
+    asked: Arc<AtomicUsize>,
+}
+
+/// One member of the cluster.
+struct Server {
+    endpoint: String,
+    client: OnceCell<Client>,
 }
 
 impl fmt::Debug for Etcd {
@@ -56,13 +73,18 @@ impl fmt::Debug for Etcd {
 }
 
 impl Etcd {
-    /// A client of the etcd at `endpoints` (`HOST:PORT`, `http://HOST:PORT` or `https://HOST:PORT`).
-    /// Without credentials it connects at the first call only.
+    /// The etcd whose members are at `endpoints` (`HOST:PORT`, `http://HOST:PORT` or
+    /// `https://HOST:PORT`). It is connected to at the first call.
     ///
     /// # Errors
-    /// [`StoreError::Unreachable`] or [`StoreError::Refused`].
-    pub async fn connect(endpoints: &[String], access: &Access) -> Result<Self, StoreError> {
+    /// [`StoreError::Refused`]: there is no endpoint, or nothing to check its certificate with.
+    pub fn new(endpoints: &[String], access: &Access) -> Result<Self, StoreError> {
         let named = endpoints.join(", ");
+        if endpoints.is_empty() {
+            let cause = "there is none".into();
+            let remedy = CHECK_ENDPOINTS;
+            return Err(StoreError::Refused { endpoints: named, cause, remedy });
+        }
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CALL_MAX)
             .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
@@ -75,17 +97,77 @@ impl Etcd {
         if endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
             options = options.with_tls(tls(&named, access)?);
         }
-        let client = bounded(&named, Client::connect(endpoints, Some(options))).await?;
-        Ok(Self {
-            kv: client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX),
-            watch: client.watch_client().max_decoding_message_size(ANSWER_BYTES_MAX),
-            lease: client.lease_client(),
-            endpoints: named,
-        })
+        let server =
+            |endpoint: &String| Server { endpoint: endpoint.clone(), client: OnceCell::new() };
+        let servers = endpoints.iter().map(server).collect();
+        Ok(Self { endpoints: named, options, servers, asked: Arc::default() })
     }
 
-    async fn call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
-        bounded(&self.endpoints, call).await
+    /// Asks one member, and makes the next call go to the next one if there is no answer.
+    async fn call<T, F>(&self, ask: impl FnOnce(Client) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let turn = Turn::take(self);
+        let Server { endpoint, client } = &self.servers[turn.index];
+        let attempt = async {
+            let connect = || Client::connect([endpoint], Some(self.options.clone()));
+            ask(client.get_or_try_init(connect).await?.clone()).await
+        };
+        let answer = match timeout(CALL_MAX, attempt).await {
+            Ok(answer) => answer.map_err(|error| judge(self.endpoints.clone(), &error)),
+            Err(_) => Err(StoreError::Unreachable {
+                endpoints: self.endpoints.clone(),
+                cause: format!("no answer in {} s", CALL_MAX.as_secs()),
+            }),
+        };
+        let is_unfit = |error: &StoreError| {
+            matches!(error, StoreError::Unreachable { .. } | StoreError::Unable { .. })
+        };
+        if !answer.as_ref().is_err_and(is_unfit) {
+            turn.keep();
+        }
+        answer
+    }
+
+    /// The same with the part of the client that reads and writes.
+    async fn kv<T, F>(&self, ask: impl FnOnce(KvClient) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        self.call(|client| ask(client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX)))
+            .await
+    }
+}
+
+/// A member's turn to answer. It is over when this is dropped, also by a caller who would not wait
+/// any longer.
+struct Turn<'a> {
+    etcd: &'a Etcd,
+    index: usize,
+    is_over: bool,
+}
+
+impl<'a> Turn<'a> {
+    fn take(etcd: &'a Etcd) -> Self {
+        let index = etcd.asked.load(Ordering::Relaxed) % etcd.servers.len();
+        Self { etcd, index, is_over: true }
+    }
+
+    /// The member answered: the next call is its own too.
+    fn keep(mut self) {
+        self.is_over = false;
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if self.is_over {
+            let next = (self.index + 1) % self.etcd.servers.len();
+            let (asked, relaxed) = (&self.etcd.asked, Ordering::Relaxed);
+            // Of calls that fail together, one moves on.
+            let _moved = asked.compare_exchange(self.index, next, relaxed, relaxed);
+        }
     }
 }
 
@@ -99,19 +181,6 @@ fn tls(endpoints: &str, access: &Access) -> Result<TlsOptions, StoreError> {
         Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
         None => tls,
     })
-}
-
-async fn bounded<T>(
-    endpoints: &str,
-    call: impl Future<Output = Result<T, Error>>,
-) -> Result<T, StoreError> {
-    match timeout(CALL_MAX, call).await {
-        Ok(answer) => answer.map_err(|error| judge(endpoints.to_owned(), &error)),
-        Err(_) => Err(StoreError::Unreachable {
-            endpoints: endpoints.to_owned(),
-            cause: format!("no answer in {} s", CALL_MAX.as_secs()),
-        }),
-    }
 }
 
 /// What is to be done about an error of the client.
@@ -168,7 +237,8 @@ fn root_cause(error: &Error) -> String {
 impl Store for Etcd {
     async fn read(&self, prefix: &str) -> Result<Snapshot, StoreError> {
         let options = GetOptions::new().with_prefix();
-        let mut response = self.call(self.kv.clone().get(prefix, Some(options))).await?;
+        let get = |mut kv: KvClient| async move { kv.get(prefix, Some(options)).await };
+        let mut response = self.kv(get).await?;
         let revision = response.header().map_or(0, |header| header.revision());
         let entries = response.take_kvs().iter().map(|kv| (key(kv), entry(kv))).collect();
         Ok(Snapshot { revision: from_etcd(revision), entries })
@@ -180,7 +250,7 @@ impl Store for Etcd {
             .when(guards.iter().map(compare).collect::<Vec<_>>())
             .and_then([TxnOp::put(put.key(), put.value(), options)])
             .or_else(guards.iter().map(|guard| TxnOp::get(&*guard.key, None)).collect::<Vec<_>>());
-        let response = self.call(self.kv.clone().txn(txn)).await?;
+        let response = self.kv(|mut kv| async move { kv.txn(txn).await }).await?;
         let revision = from_etcd(response.header().map_or(0, |header| header.revision()));
         if response.succeeded() {
             return Ok(Outcome::Done(revision));
@@ -195,13 +265,19 @@ impl Store for Etcd {
     async fn follow(&self, prefix: &str, after: Revision) -> Result<Box<dyn Feed>, StoreError> {
         let start = to_etcd(after).saturating_add(1);
         let options = WatchOptions::new().with_prefix().with_start_revision(start);
-        let stream = self.call(self.watch.clone().watch(prefix, Some(options))).await?;
+        let watch = |client: Client| async move {
+            let watch = client.watch_client().max_decoding_message_size(ANSWER_BYTES_MAX);
+            { watch }.watch(prefix, Some(options)).await
+        };
+        let stream = self.call(watch).await?;
         Ok(Box::new(EtcdFeed { stream }))
     }
 
     async fn grant(&self, ttl: Duration) -> Result<Grant, StoreError> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-        let response = self.call(self.lease.clone().grant(seconds, None)).await?;
+        let grant =
+            |client: Client| async move { client.lease_client().grant(seconds, None).await };
+        let response = self.call(grant).await?;
         let granted = u64::try_from(response.ttl()).unwrap_or(0);
         Ok(Grant { lease: LeaseId(response.id()), ttl: Some(Duration::from_secs(granted)) })
     }
@@ -209,11 +285,13 @@ impl Store for Etcd {
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
         // The client sends one request and waits for its answer; dropping what it returns ends the
         // stream, not the lease.
-        self.call(self.lease.clone().keep_alive(lease.0)).await.map(|_stream| ())
+        let keep = |client: Client| async move { client.lease_client().keep_alive(lease.0).await };
+        self.call(keep).await.map(|_stream| ())
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        match self.call(self.lease.clone().revoke(lease.0)).await {
+        let revoke = |client: Client| async move { client.lease_client().revoke(lease.0).await };
+        match self.call(revoke).await {
             Ok(_) | Err(StoreError::LeaseGone) => Ok(()),
             Err(error) => Err(error),
         }
@@ -280,4 +358,52 @@ fn from_etcd(revision: i64) -> Revision {
 
 fn to_etcd(revision: Revision) -> i64 {
     i64::try_from(revision.0).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A port that takes connections and answers nothing, and one that takes none.
+    fn silent_and_closed() -> (TcpListener, [String; 2]) {
+        let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let closed = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = |listener: &TcpListener| listener.local_addr().expect("bound").to_string();
+        let addresses = [address(&silent), address(&closed)];
+        (silent, addresses)
+    }
+
+    #[tokio::test]
+    async fn the_next_server_is_asked_after_one_that_did_not_answer() {
+        let (_silent, addresses) = silent_and_closed();
+        let store = Etcd::new(&addresses, &Access::default()).expect("sound");
+        let asked = || store.asked.load(Ordering::Relaxed);
+        let short = Duration::from_millis(100);
+        timeout(short, store.read("/")).await.expect_err("it is silent");
+        assert_eq!(asked(), 1, "whoever would not wait any longer moves on too");
+        let error = store.read("/").await.expect_err("it is closed").to_string();
+        assert!(error.contains(&addresses.join(", ")) && error.contains("refused"), "{error}");
+        assert_eq!(asked(), 0);
+        // Of calls that fail together, one moves on.
+        let (first, second) = (store.read("/"), store.read("/"));
+        let both = async { tokio::join!(first, second) };
+        timeout(short, both).await.expect_err("both are silent");
+        assert_eq!(asked(), 1);
+    }
+
+    #[test]
+    fn an_answer_keeps_the_turn() {
+        let (_silent, addresses) = silent_and_closed();
+        let store = Etcd::new(&addresses, &Access::default()).expect("sound");
+        Turn::take(&store).keep();
+        assert_eq!(store.asked.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_store_without_members_is_refused() {
+        let refused = Etcd::new(&[], &Access::default()).expect_err("nothing to ask");
+        assert!(refused.to_string().contains("coordinator.store.endpoints"), "{refused}");
+    }
 }

@@ -4,8 +4,13 @@
 //! [`Store`] says what must be kept where all of them see it: small entries under keys, leases that
 //! take entries away with them, guarded writes, and the changes as they happen. It has two
 //! implementations: [`Embedded`], the memory of one process, and [`Etcd`]. What is built on it is
-//! written once: [`Cluster`] is what the rest of the coordinator uses, [`Watch`] hears of every
-//! change, `campaign` drives an election that `election` decides, `membership` keeps members.
+//! written once:
+//!
+//! - [`Cluster`] is what the rest of the coordinator uses.
+//! - `election` decides who leads, and is pure; `campaign` runs it. `lease` says until when a leader
+//!   may count on its lease.
+//! - `registration` keeps a member in its place.
+//! - [`Watch`] hears of every change, whatever breaks; `view` says what is news, and is pure.
 //!
 //! Invariants
 //! - L1: a term is the revision at which the leader's key was created, so no two are equal and later
@@ -17,6 +22,7 @@
 mod access;
 mod campaign;
 mod cluster;
+mod documents;
 mod election;
 mod embedded;
 mod entry;
@@ -26,6 +32,7 @@ mod keys;
 mod lease;
 mod membership;
 mod outage;
+mod registration;
 mod view;
 mod watch;
 
@@ -34,7 +41,8 @@ use std::{fmt, time::Duration};
 pub use self::{
     access::Access,
     campaign::Leadership,
-    cluster::{Candidate, Cluster, Document, Leader},
+    cluster::{Candidate, Cluster, Leader},
+    documents::Document,
     embedded::Embedded,
     entry::{
         Change, Entry, Expect, Grant, Guard, LeaseId, Outcome, Put, Revision, Snapshot,
@@ -42,7 +50,8 @@ pub use self::{
     },
     error::StoreError,
     etcd::Etcd,
-    membership::{Member, MemberChange, MemberWatch, Registration},
+    membership::{Member, MemberChange, MemberWatch},
+    registration::Registration,
     view::View,
     watch::{News, Watch},
 };

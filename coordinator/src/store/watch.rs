@@ -121,3 +121,7 @@ impl Watcher {
         let _gone = self.news.send(Ok(news)).await;
     }
 }
+
+#[cfg(test)]
+#[path = "watch_test.rs"]
+mod tests;

@@ -27,6 +27,24 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// Starts the members of one cluster and waits until they serve.
+    pub(crate) fn start_cluster<const N: usize>() -> [Self; N] {
+        let peers: [u16; N] = std::array::from_fn(|_| free_port());
+        let url = |(index, port): (usize, &u16)| format!("m{index}=http://127.0.0.1:{port}");
+        let cluster = peers.iter().enumerate().map(url).collect::<Vec<_>>().join(",");
+        let mut servers = std::array::from_fn(|index| {
+            let data = tempfile::tempdir().expect("a temporary directory");
+            let (client, peer) = (free_port(), peers[index]);
+            // What comes later wins.
+            let flags = vec![format!("--name=m{index}"), format!("--initial-cluster={cluster}")];
+            let process = spawn(&data, "http", client, peer, &flags);
+            Self { data, client, peer, scheme: "http", flags, process }
+        });
+        // They wait for each other.
+        servers.iter_mut().for_each(Self::wait);
+        servers
+    }
+
     /// Starts one and waits until it serves.
     pub(crate) fn start() -> Self {
         Self::start_with("http", |_| Vec::new())

@@ -1,3 +1,5 @@
+use ballast_proto::Generation;
+
 use super::*;
 use crate::store::entry::Revision;
 
