@@ -185,6 +185,18 @@ pub struct Coordinator {
     pub listen: String,
     /// Seconds without a heartbeat after which an actor counts as lost.
     pub actor_lease_s: f64,
+    /// The record of the run.
+    pub journal: Journal,
+}
+
+/// The record of the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Journal {
+    /// Write the journal as Parquet too, for DuckDB, pandas and Polars: `trajectories/` and `events/`
+    /// in the run directory, now and then while the run goes on and in full when it is over. False:
+    /// only when `ballast-coordinator journal compact` is called.
+    pub compact: bool,
 }
 
 /// Training process.
@@ -332,7 +344,17 @@ impl Default for Episode {
 
 impl Default for Coordinator {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:7711".into(), actor_lease_s: 10.0 }
+        Self {
+            listen: "127.0.0.1:7711".into(),
+            actor_lease_s: 10.0,
+            journal: Journal::default(),
+        }
+    }
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self { compact: true }
     }
 }
 
