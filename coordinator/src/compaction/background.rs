@@ -9,7 +9,7 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -17,15 +17,17 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Compacted, CompactionError, compact, cover::Cover};
+use super::{Compacted, CompactionError, compact, covered};
 use crate::journal::{Position, Reader};
 
 /// Records the files of a running coordinator may be behind. Fewer would make many small files.
-pub const BEHIND_RECORDS: u64 = 20_000;
+pub const BEHIND_RECORDS_MAX: u64 = 20_000;
+/// Time they may be behind, if any record is missing.
+pub const BEHIND_TIME_MAX: Duration = Duration::from_secs(600);
 /// Time between two looks at how far behind they are.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Time the end of a run waits for its last files.
-const FINISH_MAX: Duration = Duration::from_secs(60);
+const FINISH_MAX: Duration = Duration::from_secs(20);
 /// As nice as can be: it takes what the run leaves of the processor.
 const NICENESS: i32 = 19;
 
@@ -50,8 +52,14 @@ pub fn spawn(
     let (finish, asked) = mpsc::sync_channel(1);
     let (tell, finished) = oneshot::channel();
     let abandoned = Arc::new(AtomicBool::new(false));
-    let worker =
-        Worker { reader, durable, run, abandoned: Arc::clone(&abandoned), reported: String::new() };
+    let worker = Worker {
+        reader,
+        durable,
+        run,
+        abandoned: Arc::clone(&abandoned),
+        written: Instant::now(),
+        reported: String::new(),
+    };
     thread::Builder::new().name("compaction".into()).spawn(move || {
         // Only as good as the system allows.
         rustix::process::nice(NICENESS).ok();
@@ -93,6 +101,8 @@ struct Worker {
     durable: watch::Receiver<Position>,
     run: PathBuf,
     abandoned: Arc<AtomicBool>,
+    /// When the newest files were written, or the first ones began to be due.
+    written: Instant,
     /// The last problem somebody was told about.
     reported: String,
 }
@@ -112,20 +122,76 @@ impl Worker {
     /// Compacts if there is enough to do. A problem is no reason to stop: it may pass, as a full disk
     /// does, and the journal has everything.
     fn catch_up(&mut self) {
-        let done = Cover::read(&self.run).and_then(|cover| {
-            let durable = *self.durable.borrow();
-            let behind = durable.0.saturating_sub(cover.start().0);
-            if behind >= BEHIND_RECORDS { self.compact().map(drop) } else { Ok(()) }
-        });
-        let problem = done.err().map(|error| error.to_string()).unwrap_or_default();
+        let problem =
+            self.compact_if_due().err().map(|error| error.to_string()).unwrap_or_default();
         if !problem.is_empty() && problem != self.reported {
             tracing::warn!("the journal is not compacted: {problem}");
         }
         self.reported = problem;
     }
 
+    fn compact_if_due(&mut self) -> Result<(), CompactionError> {
+        let behind = self.durable.borrow().0.saturating_sub(covered(&self.run)?.0);
+        if is_due(behind, self.written.elapsed()) {
+            self.compact()?;
+            self.written = Instant::now();
+        }
+        Ok(())
+    }
+
     fn compact(&self) -> Result<Compacted, CompactionError> {
         let durable = *self.durable.borrow();
         compact(&self.reader, durable, &self.run, &mut |_| !self.abandoned.load(Ordering::Relaxed))
+    }
+}
+
+/// Whether files that miss this many records should be written, so long after the last ones.
+fn is_due(behind: u64, since: Duration) -> bool {
+    behind >= BEHIND_RECORDS_MAX || behind > 0 && since >= BEHIND_TIME_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::journal::{Directory, Journal, Record};
+
+    #[test]
+    fn files_are_due_when_many_records_or_old_ones_are_missing() {
+        let (now, late) = (Duration::ZERO, BEHIND_TIME_MAX);
+        assert!(!is_due(0, now) && !is_due(0, late), "there is nothing to write");
+        assert!(!is_due(1, now) && is_due(1, late));
+        assert!(!is_due(BEHIND_RECORDS_MAX - 1, now) && is_due(BEHIND_RECORDS_MAX, now));
+    }
+
+    #[test]
+    fn a_problem_passes() {
+        let run = tempfile::tempdir().expect("a temporary directory");
+        let storage = Directory::create(&run.path().join("journal")).expect("made");
+        let storage = Arc::new(storage.with_segment_bytes(1 << 16));
+        let mut journal = Journal::open(storage, None).expect("opened").journal;
+        let record = Record { head: Bytes::new(), payload: Bytes::new() };
+        journal.append(&[record.clone(), record]).expect("durable");
+        let (_acknowledged, durable) = watch::channel(Position(2));
+        let mut worker = Worker {
+            reader: journal.reader(),
+            durable,
+            run: run.path().to_owned(),
+            abandoned: Arc::default(),
+            written: Instant::now(),
+            reported: String::new(),
+        };
+        worker.catch_up();
+        assert_eq!(covered(run.path()).expect("readable"), Position(0), "it is not due");
+        worker.written = Instant::now().checked_sub(BEHIND_TIME_MAX).expect("the machine is up");
+        let taken = run.path().join("events");
+        std::fs::write(&taken, "in the way").expect("written");
+        worker.catch_up();
+        assert!(worker.reported.contains("events"), "{}", worker.reported);
+        std::fs::remove_file(taken).expect("removed");
+        worker.catch_up();
+        assert_eq!(worker.reported, "");
+        assert_eq!(covered(run.path()).expect("readable"), Position(2));
     }
 }

@@ -31,7 +31,7 @@ mod tables;
 mod trajectory;
 mod value;
 
-pub use background::{BEHIND_RECORDS, Background, spawn};
+pub use background::{BEHIND_RECORDS_MAX, BEHIND_TIME_MAX, Background, spawn};
 pub use chunk::{CHUNK_BYTES, CHUNK_RECORDS};
 pub use rows::Unreadable;
 pub use sealed::sealed;
@@ -183,6 +183,3 @@ fn lock(run: &Path) -> Result<File, CompactionError> {
     };
     locked().map_err(CompactionError::io(&path))
 }
-
-#[cfg(test)]
-mod tests;

@@ -41,6 +41,18 @@ fn a_run_without_records_has_no_files_and_one_without_events_has_empty_ones() {
     assert_eq!(files::tables(run.path()), expected::tables(&records[..3]));
 }
 
+#[test]
+fn files_are_rolled() {
+    let run = tempfile::tempdir().unwrap();
+    let records = sample::decisions(compaction::CHUNK_RECORDS + 50);
+    let reader = sample::write(run.path(), &records, 1000);
+    compact(&reader, records.len(), run.path());
+    let paths = files::paths(run.path(), Table::Decisions);
+    let names: Vec<_> = paths.iter().map(|path| path.file_name().unwrap()).collect();
+    assert_eq!(names, ["000000000000-000000100000.parquet", "000000100000-000000100050.parquet"]);
+    assert_eq!(files::tables(run.path()), expected::tables(&records));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 

@@ -46,6 +46,16 @@ pub(crate) fn run(seed: u64, steps: u64) -> Vec<Sampled> {
     run.records
 }
 
+/// A record and nothing but a decision, this many times.
+pub(crate) fn decisions(count: u64) -> Vec<Sampled> {
+    let mut run = Run::new(0, count);
+    for step in 0..count {
+        let decision = Kind::Decision(run.decision(step, StepKind::Rl));
+        run.entry(Event::DeadlineReached(DeadlineReached {}), None, [decision]);
+    }
+    run.records
+}
+
 /// Writes a run's records to its journal. Every `group`, the records so far become durable.
 pub(crate) fn write(run: &Path, records: &[Sampled], group: usize) -> Reader {
     // Small segments, so that a run has some.
