@@ -177,6 +177,8 @@ pub struct Driver {
     reader: Reader,
     /// Why the journal cannot be written at present.
     blocked: Option<String>,
+    /// All records before this one are durable.
+    durable: watch::Sender<Position>,
     /// Records since the last snapshot.
     unsnapped: u64,
     directory: RunDirectory,
@@ -253,6 +255,7 @@ impl Driver {
             writer: journal.writer,
             reader: journal.reader,
             blocked: None,
+            durable: watch::channel(journal.next).0,
             unsnapped: records,
             directory,
             metrics,
@@ -266,6 +269,12 @@ impl Driver {
         };
         driver.handle(Event::CoordinatorStarted { term: journal.term }, None)?;
         Ok((driver, watcher))
+    }
+
+    /// How far the journal is durable: all records before this one are.
+    #[must_use]
+    pub fn durable(&self) -> watch::Receiver<Position> {
+        self.durable.subscribe()
     }
 
     /// Runs until the run is over. `stop` asks for an orderly end, and `on_stop` says of what;
@@ -428,6 +437,7 @@ impl Driver {
                         self.payloads.store(episode, location);
                     }
                 }
+                self.durable.send_replace(up_to);
                 for command in self.held.release(up_to) {
                     self.run_command(command)?;
                 }

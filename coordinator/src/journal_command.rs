@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use ballast_coordinator::{
     check::{Check, Report},
+    compaction,
     journal::{Directory, Position, Reader},
 };
 use ballast_proto::{
@@ -17,6 +18,7 @@ use ballast_proto::{
     v1::{JournalEntry, journal_entry::Event},
 };
 use ballast_runtime::config_file;
+use indicatif::{ProgressBar, ProgressStyle};
 use prost::Message as _;
 
 /// Flags of `journal`.
@@ -33,6 +35,13 @@ pub(crate) enum JournalCommand {
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
+    },
+    /// Write what the journal holds as Parquet, into trajectories/ and events/ of the run, where
+    /// DuckDB, pandas and Polars read it (docs/dataset.md). Goes on where it ended last time; works
+    /// at any time, also while the run goes on or after it was killed.
+    Compact {
+        /// Directory of the run.
+        run: PathBuf,
     },
 }
 
@@ -52,15 +61,41 @@ pub(crate) fn run(command: &JournalCommand) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        JournalCommand::Compact { run } => compact(run),
     }
 }
 
-fn check(run: &Path, acknowledged: Option<&Path>) -> anyhow::Result<Report> {
+fn compact(run: &Path) -> anyhow::Result<()> {
+    let (storage, reader) = open(run)?;
+    let start = compaction::covered(run)?;
+    let end = compaction::sealed(&*storage, &reader, start)?;
+    // Hidden where stderr is no terminal.
+    let bar = ProgressBar::new(end.0.saturating_sub(start.0));
+    let style = ProgressStyle::with_template("{bar:40} {human_pos} of {human_len} records, {eta}");
+    bar.set_style(style.context("the template of the progress bar")?);
+    let done = compaction::compact(&reader, end, run, &mut |position| {
+        bar.set_position(position.0.saturating_sub(start.0));
+        true
+    });
+    bar.finish_and_clear();
+    let (done, mut out) = (done?, io::stdout().lock());
+    let (new, run) = (done.end.0 - done.start.0, run.display());
+    writeln!(out, "{new} new records; {run}/trajectories and {run}/events have all {}", done.end)?;
+    Ok(())
+}
+
+/// The journal in the directory of a run.
+fn open(run: &Path) -> anyhow::Result<(Arc<Directory>, Reader)> {
     let journal = run.join("journal");
     if !journal.is_dir() {
         bail!("{} has no journal; name the directory of a run", run.display());
     }
-    let reader = Reader::open(Arc::new(Directory::create(&journal)?));
+    let storage = Arc::new(Directory::create(&journal)?);
+    Ok((Arc::clone(&storage), Reader::open(storage)))
+}
+
+fn check(run: &Path, acknowledged: Option<&Path>) -> anyhow::Result<Report> {
+    let (_, reader) = open(run)?;
     let mut records = reader.records_from(Position(0))?;
     let mut check = None;
     while let Some(next) = records.next_with_payload() {

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod compaction;
 pub mod driver;
 pub mod engine;
 pub mod entry;

@@ -10,6 +10,7 @@ use tokio::{net::TcpListener, sync::mpsc, task, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    compaction::{self, Background},
     driver::{Driver, DriverError, INPUTS_MAX, Inboxes, JournalEnds, OnStop, QUESTIONS_MAX},
     journal::{self, Reader},
     recovery::{self, RecoveryError},
@@ -49,8 +50,8 @@ pub enum ProcessError {
     /// The recovery did not come to its end.
     #[error("the journal could not be read: its thread ended early")]
     Unread,
-    /// The journal's thread cannot be started.
-    #[error("cannot start the journal's thread: {0}")]
+    /// A thread of the journal cannot be started.
+    #[error("cannot start a thread for the journal: {0}")]
     Thread(std::io::Error),
     /// The run cannot go on.
     #[error(transparent)]
@@ -84,6 +85,8 @@ pub struct Coordinator {
     status: tokio::sync::watch::Receiver<ballast_proto::v1::StatusResponse>,
     /// The right to lead, where others stand by.
     leadership: Option<Leadership>,
+    /// Writes the journal as Parquet, if it is to be.
+    compaction: Option<Background>,
 }
 
 impl Coordinator {
@@ -114,6 +117,7 @@ impl Coordinator {
         let directory = RunDirectory::open(&config)?;
         let journal = directory.journal();
         let term = leadership.as_ref().map(|leadership| journal::Term(leadership.term().0));
+        let compacts = config.coordinator.journal.compact;
         let recovered = task::spawn_blocking(move || recovery::recover(&config, &journal, term));
         let recovered = recovered.await.map_err(|_| ProcessError::Unread)??;
         directory.write_config(&recovered.run.created.config_toml)?;
@@ -125,9 +129,13 @@ impl Coordinator {
         let inboxes = Inboxes { inputs: inbox, questions: asked };
         let ends = JournalEnds { writer, reader: reader.clone(), next, term };
         let (driver, status) = Driver::new(recovered.run, inboxes, ends, directory.clone())?;
+        let compaction = compacts
+            .then(|| compaction::spawn(reader.clone(), driver.durable(), directory.path().into()))
+            .transpose()
+            .map_err(ProcessError::Thread)?;
         directory.write_address(address)?;
         let handle = Handle::new(inputs, questions);
-        Ok(Some(Self { listener, address, driver, reader, handle, status, leadership }))
+        Ok(Some(Self { listener, address, driver, reader, handle, status, leadership, compaction }))
     }
 
     /// The address it listens on.
@@ -159,6 +167,9 @@ impl Coordinator {
             failed = &mut services => return flatten(failed),
         };
         closing.cancel();
+        if let (Ok(()), Some(compaction)) = (&ended, self.compaction) {
+            compaction.finish().await;
+        }
         if let Some(leadership) = self.leadership {
             leadership.resign().await;
         }

@@ -22,10 +22,10 @@ use tonic_health::pb::{
     health_server::{Health, HealthServer},
 };
 
+pub use ballast_runtime::leader::LEADER_METADATA;
+
 use crate::store::{Candidate, Cluster, Leader, Leadership, StoreError};
 
-/// Metadata of every answer of a standby: HOST:PORT of the leader, where one is known.
-pub const LEADER_METADATA: &str = "ballast-leader";
 /// Time that the first candidate gets to become the leader.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Time that open calls get to end when the wait is over.

@@ -233,6 +233,18 @@ pub struct Coordinator {
     pub actor_lease_s: f64,
     /// What the coordinators of the run share.
     pub store: Store,
+    /// The record of the run.
+    pub journal: Journal,
+}
+
+/// The record of the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Journal {
+    /// Write the journal as Parquet too, for DuckDB, pandas and Polars: `trajectories/` and `events/`
+    /// in the run directory, now and then while the run goes on and in full when it is over. False:
+    /// only when `ballast-coordinator journal compact` is called.
+    pub compact: bool,
 }
 
 /// Training process.
@@ -391,7 +403,14 @@ impl Default for Coordinator {
             advertise: String::new(),
             actor_lease_s: 10.0,
             store: Store::default(),
+            journal: Journal::default(),
         }
+    }
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self { compact: true }
     }
 }
 

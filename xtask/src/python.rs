@@ -1,4 +1,5 @@
-//! The Python environment of the programs we compare ourselves with. Ballast itself runs no Python.
+//! Python environments: of the programs we compare ourselves with, and of those that read our files
+//! in tests. Ballast itself runs no Python.
 
 use std::fs;
 use std::path::PathBuf;
@@ -33,6 +34,13 @@ pub(crate) const VLLM: Peers =
 pub(crate) const LLAMA_CPP: Peers =
     Peers { folder: "llama", requirements: "bench/requirements-llama.txt", flags: &[] };
 
+/// What opens the Parquet files of a run in coordinator/tests/compaction.
+pub(crate) const DATASET: Peers = Peers {
+    folder: "dataset",
+    requirements: "coordinator/tests/compaction/requirements.txt",
+    flags: &[],
+};
+
 /// Oldest Python for which they are all published.
 const OLDEST: &str = "import sys; sys.exit(sys.version_info < (3, 10))";
 
@@ -45,7 +53,7 @@ pub(crate) fn with(checkout: &Checkout, peers: &Peers) -> Result<Command> {
 }
 
 /// The environment's interpreter; made and filled at the first call.
-fn environment(checkout: &Checkout, peers: &Peers) -> Result<PathBuf> {
+pub(crate) fn environment(checkout: &Checkout, peers: &Peers) -> Result<PathBuf> {
     let folder = checkout.tools().join(peers.folder);
     let python = folder.join("bin/python");
     let stamp = folder.join(".stamp");
@@ -55,9 +63,10 @@ fn environment(checkout: &Checkout, peers: &Peers) -> Result<PathBuf> {
     }
     ensure!(
         command::answers("python3", &["-c", OLDEST]),
-        "the peers need `python3` on the PATH to be Python 3.10 or newer"
+        "what {} lists needs `python3` on the PATH to be Python 3.10 or newer",
+        peers.requirements
     );
-    println!("installing the peers' Python packages into {} (some GB)", folder.display());
+    println!("installing what {} lists into {}", peers.requirements, folder.display());
     let mut venv = Command::new("python3");
     command::stdout(venv.args(["-m", "venv"]).arg(&folder)).context(
         "cannot make a Python environment (Debian and Ubuntu: `apt install python3-venv`)",
