@@ -4,7 +4,8 @@
 //!
 //! Two minutes in CI. Longer:
 //! `BALLAST_CHAOS_SECONDS=1260 BALLAST_CHAOS_FAULTS=200 cargo nextest run -p ballast-cli --test chaos`
-//! (`BALLAST_CHAOS_SEED` for other faults, `BALLAST_CHAOS_KEEP=DIR` to keep the run).
+//! (`BALLAST_CHAOS_SEED` for other faults, `BALLAST_CHAOS_KEEP=DIR` to keep the run,
+//! `BALLAST_CHAOS_PROGRAMS=DIR` for other programs than those just built).
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -120,6 +121,12 @@ fn setting(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| text.parse().expect("a whole number"))
 }
 
+/// The folder of the four programs.
+fn programs() -> PathBuf {
+    let built = Path::new(env!("CARGO_BIN_EXE_ballast")).parent().expect("a folder");
+    env::var_os("BALLAST_CHAOS_PROGRAMS").map_or_else(|| built.to_owned(), PathBuf::from)
+}
+
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -139,7 +146,7 @@ impl Cluster {
         let directory = kept.unwrap_or_else(|| owned.as_ref().unwrap().path().to_owned());
         fs::create_dir_all(&directory).unwrap();
         let program = |name: &str| {
-            let path = Path::new(env!("CARGO_BIN_EXE_ballast")).with_file_name(name);
+            let path = programs().join(name);
             assert!(path.is_file(), "{} is missing: run `cargo build`", path.display());
             path
         };
@@ -294,9 +301,7 @@ impl Cluster {
     }
 
     fn check(&self) -> Output {
-        let checker =
-            Path::new(env!("CARGO_BIN_EXE_ballast")).with_file_name("ballast-coordinator");
-        Command::new(checker)
+        Command::new(programs().join("ballast-coordinator"))
             .args(["journal", "check", "--json", "--acknowledged"])
             .arg(self.acknowledged())
             .arg(self.directory.join("chaos"))

@@ -67,7 +67,9 @@ struct Running {
 
 impl Running {
     async fn start(directory: &Path) -> Self {
-        let coordinator = Coordinator::build(config(directory), false).await.unwrap();
+        let coordinator =
+            Coordinator::build(config(directory), false, &CancellationToken::new()).await;
+        let coordinator = coordinator.unwrap().expect("it leads");
         let channel = connect(&coordinator.address().to_string()).await;
         let run = coordinator.run(CancellationToken::new());
         let coordinator = tokio::spawn(async move { run.await.expect("the run ends well") });

@@ -217,6 +217,8 @@ fn planned(rows: &mut Rows, batch: BatchPlanned) {
             batch.step.into(),
             kind,
             rate,
+            f64::from_bits(batch.sft_weight_bits).into(),
+            batch.reset_optimizer.into(),
             episodes.into(),
             ids_of(&batch.groups).into(),
             episodes_of(&batch.replaced).into(),

@@ -217,6 +217,8 @@ message batches {
     required int64 step;
     required binary kind (STRING);
     required double learning_rate;
+    required double sft_weight;
+    required boolean reset_optimizer;
     required group episode_ids (LIST) { repeated group list { required int64 element; } }
     required group group_ids (LIST) { repeated group list { required int64 element; } }
     required group replaced_episode_ids (LIST) { repeated group list { required int64 element; } }

@@ -221,7 +221,9 @@ impl Batches {
         request: &NextBatchRequest,
     ) -> Result<Vec<Arc<Batch>>, Refusal> {
         // Its own stale stream does not keep a learner out.
-        let is_other = |held: &&Learner| held.id != request.learner_id;
+        let is_other = |held: &&Learner| {
+            (held.id.as_str(), held.generation.0) != (&request.learner_id, request.generation)
+        };
         if let Some(Learner { id, generation, .. }) = self.learner.as_ref().filter(is_other) {
             return Err(Refusal::Held { holder: id.clone(), generation: *generation });
         }

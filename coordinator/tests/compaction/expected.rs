@@ -111,6 +111,8 @@ impl Book {
                         json!({
                             "batch": one.index, "step": one.step, "kind": kind(one.kind()),
                             "learning_rate": f64::from_bits(one.learning_rate_bits),
+                            "sft_weight": f64::from_bits(one.sft_weight_bits),
+                            "reset_optimizer": one.reset_optimizer,
                             "episode_ids": trained, "group_ids": ids(&one.groups),
                             "replaced_episode_ids": episodes(&one.replaced), "replaced_group_ids": ids(&one.replaced),
                         }),
@@ -255,6 +257,7 @@ fn kind(kind: StepKind) -> &'static str {
         StepKind::Sft => "sft",
         StepKind::Checkpoint => "checkpoint",
         StepKind::Finish => "finish",
+        StepKind::Joint => "joint",
     }
 }
 

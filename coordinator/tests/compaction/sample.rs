@@ -314,6 +314,8 @@ impl Run {
             groups,
             demonstrations,
             replaced,
+            sft_weight_bits: (step as f64 / 8.0).to_bits(),
+            reset_optimizer: step % 3 == 0,
         };
         let decision = self.decision(step, kind);
         let planned = [Kind::Decision(decision), Kind::Batch(planned)];
