@@ -50,12 +50,17 @@ pub fn whole_micros(now: Duration) -> Duration {
     Duration::from_micros(u64::try_from(now.as_micros()).unwrap_or(u64::MAX))
 }
 
-/// Whether the trajectory that came with an event belongs into its record: it is a finished episode's,
-/// or one that was refused and may be looked at. A second copy does not.
+/// Whether the trajectory that came with an event belongs into its record: it ends its episode, as a
+/// finished one or as one that was refused and may be looked at. A second copy does not, nor does one
+/// that nobody waits for.
 #[must_use]
 pub fn keeps_payload(event: &Event, effects: &[Effect]) -> bool {
-    let finishes = |effect: &Effect| matches!(effect.effect, Some(effect::Effect::Finished(_)));
-    matches!(event, Event::TrajectoryInvalid { .. }) || effects.iter().any(finishes)
+    let ends = |effect: &Effect| {
+        matches!(effect.effect, Some(effect::Effect::Finished(_) | effect::Effect::Cancelled(_)))
+    };
+    let has_one =
+        matches!(event, Event::TrajectoryReported { .. } | Event::TrajectoryInvalid { .. });
+    has_one && effects.iter().any(ends)
 }
 
 fn to_wire(event: &Event) -> (Option<u64>, Wire) {
@@ -186,3 +191,7 @@ fn from_wire(event: Wire, session: Option<u64>) -> Result<Event, Unreadable> {
         Wire::DeadlineReached(_) => Event::DeadlineReached,
     })
 }
+
+#[cfg(test)]
+#[path = "entry_test.rs"]
+mod tests;
