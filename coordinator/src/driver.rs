@@ -464,13 +464,13 @@ impl Driver {
     fn handle(&mut self, event: Event, payload: Option<Payload>) -> Result<(), DriverError> {
         let now = self.now();
         let mut entry = entry::of_event(now, &event);
-        let is_refused = matches!(event, Event::TrajectoryInvalid { .. });
-        self.engine.handle(now, event);
+        self.engine.handle(now, event.clone());
         entry.effects = self.engine.take_effects();
+        let keeps_payload = entry::keeps_payload(&event, &entry.effects);
         let finished = entry::finished_episode(&entry.effects);
         let mut record = Record { head: entry.encode_to_vec().into(), payload: Bytes::new() };
         let mut permit = None;
-        if let Some(payload) = payload.filter(|_| is_refused || finished.is_some()) {
+        if let Some(payload) = payload.filter(|_| keeps_payload) {
             if let Some(episode) = finished {
                 self.payloads.load(episode, payload.bytes.clone());
             }

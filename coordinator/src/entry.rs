@@ -59,6 +59,19 @@ pub fn finished_episode(effects: &[Effect]) -> Option<EpisodeId> {
     })
 }
 
+/// Whether the trajectory that came with an event belongs into its record: it ends its episode, as a
+/// finished one or as one that was refused and may be looked at. A second copy does not, nor does one
+/// that nobody waits for.
+#[must_use]
+pub fn keeps_payload(event: &Event, effects: &[Effect]) -> bool {
+    let ends = |effect: &Effect| {
+        matches!(effect.effect, Some(effect::Effect::Finished(_) | effect::Effect::Cancelled(_)))
+    };
+    let has_one =
+        matches!(event, Event::TrajectoryReported { .. } | Event::TrajectoryInvalid { .. });
+    has_one && effects.iter().any(ends)
+}
+
 fn to_wire(event: &Event) -> (Option<u64>, Wire) {
     match event {
         Event::CoordinatorStarted { term } => {
@@ -187,3 +200,7 @@ fn from_wire(event: Wire, session: Option<u64>) -> Result<Event, Unreadable> {
         Wire::DeadlineReached(_) => Event::DeadlineReached,
     })
 }
+
+#[cfg(test)]
+#[path = "entry_test.rs"]
+mod tests;

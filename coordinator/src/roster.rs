@@ -51,10 +51,13 @@ impl Roster {
         if place.generation > generation {
             return;
         }
-        if let Some(old) = place.session.filter(|_| session.is_some()) {
+        if place.generation < generation {
+            place.heartbeat = Heartbeat::default();
+        }
+        (place.generation, place.heard) = (generation, now);
+        if let Some(old) = std::mem::replace(&mut place.session, session) {
             self.sessions.remove(&old);
         }
-        (place.generation, place.session, place.heard) = (generation, session, now);
         self.sessions.extend(session.map(|session| (session, actor.clone())));
         self.next_expiry.get_or_insert(now + self.lease);
     }
@@ -161,6 +164,28 @@ mod tests {
         // A late end of the old stream does not end the new one.
         roster.disconnect(SessionId(1));
         assert_eq!(roster.heartbeats().count(), 1);
+    }
+
+    #[test]
+    fn a_newer_incarnation_begins_anew() {
+        let mut roster = Roster::new(LEASE);
+        roster.join(s(0), &actor("a"), Generation(1), Some(SessionId(1)));
+        roster.beat(s(1), SessionId(1), Heartbeat { kv_evictions: 5, ..Heartbeat::default() });
+        roster.join(s(2), &actor("a"), Generation(2), Some(SessionId(2)));
+        assert_eq!(roster.seen(s(3), &actor("a")), Some((s(1), &Heartbeat::default())));
+        roster.hear(s(9), SessionId(1));
+        assert_eq!(roster.expire(s(12)), [(actor("a"), Generation(2))], "the old stream is dead");
+    }
+
+    #[test]
+    fn whom_the_engine_forgot_has_no_lease() {
+        let mut roster = Roster::new(LEASE);
+        roster.join(s(0), &actor("a"), Generation(1), Some(SessionId(1)));
+        roster.join(s(0), &actor("b"), Generation(1), None);
+        roster.retain(|known| *known == actor("b"));
+        assert_eq!(roster.seen(s(1), &actor("a")), None);
+        assert_eq!(roster.expire(s(10)), [(actor("b"), Generation(1))]);
+        assert!(roster.sessions.is_empty() && roster.places.is_empty());
     }
 
     #[test]

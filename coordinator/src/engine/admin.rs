@@ -16,6 +16,7 @@ use ballast_runtime::{config::Config, config_file};
 
 use super::{
     CallId, ChangeAnswer, ChangeRefusal, Command, Engine,
+    records::cut,
     schedule::{Decision, Description},
 };
 
@@ -65,7 +66,7 @@ impl Engine {
             return;
         };
         let answer = self.change(asked);
-        let what = describe(asked);
+        let what = cut(&describe(asked));
         match &answer {
             Ok(_) => self.push(Command::Inform(format!("{who} asked for: {what}"))),
             Err(refusal) => {
@@ -75,10 +76,10 @@ impl Engine {
         }
         let entry = AuditEntry {
             t: now.as_secs_f64(),
-            who,
+            who: cut(&who),
             what,
-            reason: change.reason.clone(),
-            refusal: answer.as_ref().err().map(ToString::to_string).unwrap_or_default(),
+            reason: cut(&change.reason),
+            refusal: answer.as_ref().err().map(|why| cut(&why.to_string())).unwrap_or_default(),
         };
         self.records.audit(entry.clone());
         self.effect(effect::Effect::Audit(entry));
@@ -87,7 +88,7 @@ impl Engine {
 
     fn change(&mut self, asked: &Change) -> Result<ChangeAnswer, ChangeRefusal> {
         match asked {
-            Change::Pause(_) => self.paused = true,
+            Change::Pause(_) => self.pause()?,
             Change::Resume(_) => self.paused = false,
             Change::Stop(_) => self.stop(),
             Change::Set(request) => return self.set(request),
@@ -101,6 +102,15 @@ impl Engine {
             }
         }
         Ok(ChangeAnswer::Done)
+    }
+
+    /// A run that is ending is not held up: nothing would resume it.
+    fn pause(&mut self) -> Result<(), ChangeRefusal> {
+        if self.schedule.is_stopped() || !self.ending.is_running() {
+            return Err(untimely("the run is about to end; there is nothing left to pause"));
+        }
+        self.paused = true;
+        Ok(())
     }
 
     fn set(&mut self, request: &SetRequest) -> Result<ChangeAnswer, ChangeRefusal> {
@@ -119,7 +129,7 @@ impl Engine {
         let config = changed(&self.config, changes)?;
         let what = changes.join(", ");
         let why = if reason.is_empty() { what } else { format!("{what}: {reason}") };
-        let step = self.schedule.change(&config, &why).map_err(untimely)?;
+        let step = self.schedule.change(&config, &cut(&why)).map_err(untimely)?;
         self.config = config;
         self.revision += 1;
         Ok(ChangeAnswer::Set { revision: self.revision, step })

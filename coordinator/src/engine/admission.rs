@@ -4,13 +4,13 @@
 //! version that sampled a token) is at most `staleness_max`, and no finished episode is dropped to
 //! achieve it.
 //!
-//! Proof. Let S = staleness_max. A group's step `s` is fixed when the group is named, because batch
-//! j takes exactly the groups [jP, (j+1)P) and the schedule has decided the step of batch j, which
-//! it never changes afterwards. When the
-//! learner computes step s its parameters are version s - 1. [`oldest_version`] puts
-//! max(0, s - 1 - S) on every assignment of the group; an actor starts the episode only under that
-//! version or a newer one and never goes back, so each sampled token has version >= s - 1 - S, and
-//! staleness is at most (s - 1) - (s - 1 - S) = S, however long the episode takes. [`admitted`] asks
+//! Proof. Let S = staleness_max. When a group is opened, the last batch j it can be in is known
+//! (`groups`: nobody moves back), and so is the step `s` of that batch, which the schedule has decided
+//! and never changes. The group is trained in a step <= s; when the learner computes that one its
+//! parameters are version s - 1 at most. [`oldest_version`] puts max(0, s - 1 - S) on every assignment
+//! of the group; an actor starts the episode only under that version or a newer one and never goes
+//! back, so each sampled token has version >= s - 1 - S, and staleness is at most
+//! (s - 1) - (s - 1 - S) = S, however long the episode takes. [`admitted`] asks
 //! current >= s - 1 - S, that is, that such a version exists, so no assignment waits for a version
 //! which needs that very assignment: batch j waits only for groups of steps <= s, and they are
 //! admitted as soon as step s - 1 - S is finished. The bound costs waiting, never an episode.

@@ -5,7 +5,9 @@
 //! the newest finished checkpoint on, so a learner that crashed gets the same ones again, byte for
 //! byte (J3, J4).
 //!
-//! Invariant: `answered <= served <= recorded`, all of them positions in one sequence.
+//! Invariants, on positions in one sequence: `answered <= served <= recorded` and
+//! `answered <= finished <= recorded`. A learner that crashed moves `answered` and `served` back;
+//! `finished` only grows.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -13,7 +15,7 @@ use std::{
 };
 
 use ballast_proto::{
-    EpisodeId, Generation, GroupId,
+    EpisodeId, Generation, GroupId, PolicyVersion,
     v1::{BatchGroup, BatchPlanned, NextBatchRequest, StepKind, TrajectorySummary},
 };
 use serde::{Deserialize, Serialize};
@@ -153,26 +155,24 @@ pub(super) struct Learner {
     pub(super) weights_address: String,
 }
 
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Recorded {
-    batch: Arc<Batch>,
-    finished: bool,
-}
-
 /// All kept batches. Bounded by the steps between two checkpoints, plus [`SERVED_AHEAD_MAX`].
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Batches {
-    recorded: VecDeque<Recorded>,
+    recorded: VecDeque<Arc<Batch>>,
     /// Index of `recorded[0]`.
     first: u64,
     /// Index of the next batch to serve.
     served: u64,
     /// Index of the next batch to be answered.
     answered: u64,
+    /// Index of the first batch that no learner has finished.
+    finished: u64,
     /// Step of the newest finished checkpoint; 0 for the initial one.
     kept: u64,
     /// Newest recorded optimizer step.
     newest: u64,
+    /// Newest optimizer step any learner was served: no learner can hold a newer one.
+    reached: u64,
     learner: Option<Learner>,
     /// The newest learner that was connected, and its incarnation: its last answer may come while it
     /// has no stream.
@@ -186,7 +186,7 @@ impl Batches {
     /// Appends a batch. Returns its index.
     pub(super) fn record(&mut self, batch: Arc<Batch>) -> u64 {
         self.newest = self.newest.max(batch.step);
-        self.recorded.push_back(Recorded { batch, finished: false });
+        self.recorded.push_back(batch);
         self.end() - 1
     }
 
@@ -196,7 +196,7 @@ impl Batches {
 
     /// Batches recorded and not finished.
     pub(super) fn unfinished(&self) -> u64 {
-        self.recorded.iter().filter(|recorded| !recorded.finished).count() as u64
+        self.end() - self.finished
     }
 
     /// Batches served and not answered.
@@ -204,13 +204,14 @@ impl Batches {
         self.served - self.answered
     }
 
+    /// Step of the newest finished checkpoint: no learner begins before it.
+    pub(super) fn kept(&self) -> PolicyVersion {
+        PolicyVersion(self.kept)
+    }
+
     /// Steps whose weights may be published without our knowing: after .0, up to .1.
     pub(super) fn unconfirmed(&self) -> (u64, u64) {
-        let answered = match self.answered.checked_sub(self.first + 1) {
-            Some(offset) => self.recorded.get(offset as usize).map_or(0, |one| one.batch.step),
-            None => self.kept,
-        };
-        (answered, self.newest)
+        (self.last_answered().0, self.newest)
     }
 
     /// Lets a learner in that holds step `last_step`. Returns batches it must have finished although
@@ -235,38 +236,35 @@ impl Batches {
         if offered < self.kept {
             return Err(Refusal::TooOld { offered, kept: self.kept });
         }
-        // A step counts as reached once its batch was served.
-        let served = (self.served - self.first) as usize;
-        let reached = |recorded: &Recorded| recorded.batch.step;
-        let newest = self.recorded.iter().take(served).map(reached).max().unwrap_or(self.kept);
+        let newest = self.reached.max(self.kept);
         if offered > newest {
             return Err(Refusal::TooNew { offered, newest });
         }
-        // Covered: steps the learner holds, and checkpoints before or finished at that step.
-        let covered = |recorded: &&mut Recorded| match recorded.batch.order() {
-            (step, 0) => step <= offered,
-            (step, 1) => step < offered || (step == offered && recorded.finished),
-            _ => false,
-        };
-        let (mut position, mut implied) = (self.first, Vec::new());
-        for recorded in self.recorded.iter_mut().take_while(covered) {
-            if !recorded.finished {
-                recorded.finished = true;
-                implied.push(Arc::clone(&recorded.batch));
-            }
-            position += 1;
-        }
-        self.answered = position;
-        self.served = position;
+        let position = self.first + self.covered(offered);
+        let unanswered = self.finished..position;
+        let implied = unanswered.filter_map(|index| self.at(index).map(Arc::clone)).collect();
+        self.finished = self.finished.max(position);
+        (self.answered, self.served) = (position, position);
         self.known = Some(request.learner_id.clone());
         self.generation = Generation(request.generation);
         self.learner = Some(Learner {
             stream,
             id: request.learner_id.clone(),
-            generation: Generation(request.generation),
+            generation: self.generation,
             weights_address: request.weights_address.clone(),
         });
         Ok(implied)
+    }
+
+    /// How many of the kept batches a learner that holds this step need not get: steps up to it, and
+    /// checkpoints before it. One of that very step is needed unless it is finished.
+    fn covered(&self, step: u64) -> u64 {
+        let covered = |(index, batch): &(u64, &Arc<Batch>)| match batch.order() {
+            (at, 0) => at <= step,
+            (at, 1) => at < step || (at == step && *index < self.finished),
+            _ => false,
+        };
+        (self.first..).zip(&self.recorded).take_while(covered).count() as u64
     }
 
     /// Forgets a learner whose stream ended. Returns whether it was the one connected.
@@ -278,9 +276,9 @@ impl Batches {
         connected
     }
 
-    /// Every stream has ended.
-    pub(super) fn disconnect_all(&mut self) {
-        self.learner = None;
+    /// Every stream has ended. Returns whether a learner was connected.
+    pub(super) fn disconnect_all(&mut self) -> bool {
+        self.learner.take().is_some()
     }
 
     /// The next batch to serve now, and to whom.
@@ -289,8 +287,9 @@ impl Batches {
         if self.outstanding() >= SERVED_AHEAD_MAX {
             return None;
         }
-        let batch = Arc::clone(&self.at(self.served)?.batch);
+        let batch = Arc::clone(self.at(self.served)?);
         self.served += 1;
+        self.reached = self.reached.max(batch.step);
         Some((stream, batch))
     }
 
@@ -305,44 +304,39 @@ impl Batches {
         if self.known.as_deref() != Some(learner) || self.generation != generation {
             return Err(Refusal::NotTheLearner { learner: learner.into(), generation });
         }
-        let (position, newest) = (self.answered, self.newest);
-        let is_served = position < self.served;
-        let expected = self.at(position).filter(|_| is_served);
-        match expected {
-            Some(recorded) if (recorded.batch.step, recorded.batch.kind) == (step, kind) => {
-                let again = std::mem::replace(&mut recorded.finished, true);
-                let batch = Arc::clone(&recorded.batch);
-                self.answered += 1;
-                if kind == StepKind::Checkpoint {
-                    self.trim(step);
-                }
-                Ok(if again { Completion::Again } else { Completion::First(batch) })
+        let next = self.at(self.answered).filter(|_| self.outstanding() > 0).map(Arc::clone);
+        let asked_for = next.clone().filter(|next| (next.step, next.kind) == (step, kind));
+        let Some(batch) = asked_for else {
+            if order(step, kind) <= self.last_answered() {
+                return Ok(Completion::Duplicate);
             }
-            Some(recorded) if order(step, kind) >= recorded.batch.order() => {
-                let expected = format!("{:?} of step {}", recorded.batch.kind, recorded.batch.step);
-                Err(Refusal::OutOfOrder { step, kind, expected })
-            }
-            None if step > newest => {
-                Err(Refusal::OutOfOrder { step, kind, expected: "no batch".into() })
-            }
-            Some(_) | None => Ok(Completion::Duplicate),
+            let text = |next: Arc<Batch>| format!("{:?} of step {}", next.kind, next.step);
+            let expected = next.map_or("no answer".into(), text);
+            return Err(Refusal::OutOfOrder { step, kind, expected });
+        };
+        let is_first = self.answered == self.finished;
+        self.answered += 1;
+        self.finished = self.finished.max(self.answered);
+        if kind == StepKind::Checkpoint {
+            self.trim(step);
         }
+        Ok(if is_first { Completion::First(batch) } else { Completion::Again })
     }
 
     /// Drops what a checkpoint of `step` makes unnecessary.
     fn trim(&mut self, step: u64) {
         self.kept = step;
         while self.first < self.answered {
-            let Some(recorded) = self.recorded.pop_front() else { return };
+            let Some(batch) = self.recorded.pop_front() else { return };
             self.first += 1;
-            let sampled = recorded.batch.groups.iter().flat_map(|group| &group.trajectories);
+            let sampled = batch.groups.iter().flat_map(|group| &group.trajectories);
             self.released.extend(sampled.map(|one| EpisodeId(one.episode_id)));
         }
     }
 
     /// Demonstrations in batches that are kept.
     pub(super) fn demonstrations(&self) -> BTreeSet<EpisodeId> {
-        let kept = self.recorded.iter().flat_map(|recorded| &recorded.batch.demonstrations);
+        let kept = self.recorded.iter().flat_map(|batch| &batch.demonstrations);
         kept.map(|one| EpisodeId(one.episode_id)).collect()
     }
 
@@ -355,9 +349,15 @@ impl Batches {
         self.first + self.recorded.len() as u64
     }
 
-    fn at(&mut self, index: u64) -> Option<&mut Recorded> {
+    fn at(&self, index: u64) -> Option<&Arc<Batch>> {
         let offset = index.checked_sub(self.first)?;
-        self.recorded.get_mut(usize::try_from(offset).ok()?)
+        self.recorded.get(usize::try_from(offset).ok()?)
+    }
+
+    /// Place of the newest answered batch; of the newest checkpoint when nothing came after it.
+    fn last_answered(&self) -> (u64, u8) {
+        let newest = self.answered.checked_sub(1).and_then(|index| self.at(index));
+        newest.map_or_else(|| order(self.kept, StepKind::Checkpoint), |batch| batch.order())
     }
 
     /// The cursors are ordered. Checked after every event.
@@ -365,6 +365,8 @@ impl Batches {
         debug_assert!(self.first <= self.answered, "an unanswered batch was dropped");
         debug_assert!(self.answered <= self.served, "an answer came before its batch");
         debug_assert!(self.served <= self.end(), "a batch was served that is not recorded");
+        debug_assert!(self.answered <= self.finished, "an answered batch is not finished");
+        debug_assert!(self.finished <= self.end(), "a batch was finished that is not recorded");
     }
 }
 

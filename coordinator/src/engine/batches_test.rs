@@ -71,11 +71,148 @@ fn answers_out_of_order_or_of_others_are_refused_and_old_ones_change_nothing() {
 fn a_second_learner_is_told_who_holds_the_stream() {
     let mut batches = batches();
     batches.connect(StreamId(1), &request(0)).expect("accepted");
-    let refusal = batches.connect(StreamId(2), &request(0)).expect_err("held").to_string();
+    let second = NextBatchRequest { generation: 2, ..request(0) };
+    let refusal = batches.connect(StreamId(2), &second).expect_err("held").to_string();
     assert!(refusal.contains("learner l (gen1)") && refusal.contains("stop it"), "{refusal}");
     assert!(!batches.disconnect(StreamId(2)), "the refused one is not the holder");
-    assert!(batches.disconnect(StreamId(1)));
-    batches.connect(StreamId(2), &request(0)).expect("free again");
+    batches.connect(StreamId(3), &request(0)).expect("its own stale stream does not keep it out");
+    assert!(!batches.disconnect(StreamId(1)), "the stale stream ends late");
+    assert!(batches.disconnect(StreamId(3)));
+    batches.connect(StreamId(2), &second).expect("free again");
+}
+
+/// The batches of [`batches`] after a learner of generation 1 has answered this many of them.
+fn after(answers: usize) -> Batches {
+    let mut batches = batches();
+    batches.connect(StreamId(1), &request(0)).expect("the first one");
+    let mut served = served(&mut batches);
+    for index in 0..answers {
+        let (step, kind) = served[index];
+        answer(&mut batches, step, kind).expect("in order");
+        served.extend(self::served(&mut batches));
+    }
+    batches
+}
+
+#[test]
+fn every_learner_that_comes_gets_what_it_lacks() {
+    fn gone(answers: usize) -> Batches {
+        let mut batches = after(answers);
+        batches.disconnect(StreamId(1));
+        batches
+    }
+    let states: [(&str, fn() -> Batches); 5] = [
+        ("nobody was here", batches),
+        ("steps 1 and 2 were served", || gone(0)),
+        ("they are answered", || gone(2)),
+        ("and so is the checkpoint", || gone(3)),
+        ("a learner is here", || after(0)),
+    ];
+    let told = |mut batches: Batches, generation, last_step| {
+        let request = NextBatchRequest { generation, ..request(last_step) };
+        match batches.connect(StreamId(2), &request) {
+            Ok(implied) => {
+                batches.check_invariants();
+                let implied: Vec<_> = implied.iter().map(|one| (one.step, one.kind)).collect();
+                let next = batches.serve().map(|(_, batch)| (batch.step, batch.kind));
+                format!("finished {implied:?}, then {next:?}")
+            }
+            Err(Refusal::OldGeneration { .. }) => "old generation".into(),
+            Err(Refusal::TooOld { .. }) => "too old".into(),
+            Err(Refusal::TooNew { .. }) => "too new".into(),
+            Err(Refusal::Held { .. }) => "held".into(),
+            Err(refusal) => panic!("{refusal}"),
+        }
+    };
+    // Columns: a learner that holds step 0, 1, 2, 3.
+    let table = [
+        ["finished [], then Some((1, Sft))", "too new", "too new", "too new"],
+        [
+            "finished [], then Some((1, Sft))",
+            "finished [(1, Sft)], then Some((2, Rl))",
+            "finished [(1, Sft), (2, Rl)], then Some((2, Checkpoint))",
+            "too new",
+        ],
+        [
+            "finished [], then Some((1, Sft))",
+            "finished [], then Some((2, Rl))",
+            "finished [], then Some((2, Checkpoint))",
+            "finished [(2, Checkpoint), (3, Rl)], then None",
+        ],
+        ["too old", "too old", "finished [], then Some((3, Rl))", "finished [(3, Rl)], then None"],
+        ["held"; 4],
+    ];
+    for ((state, make), row) in states.into_iter().zip(table) {
+        for (last_step, expected) in (0..).zip(row) {
+            assert_eq!(told(make(), 2, last_step), expected, "{state}, {last_step}");
+            // The one that is here may take its own place.
+            let same =
+                if state == "a learner is here" { table[1][last_step as usize] } else { expected };
+            assert_eq!(told(make(), 1, last_step), same, "{state}, {last_step}");
+            let older = match state {
+                "nobody was here" | "a learner is here" => expected,
+                _ => "old generation",
+            };
+            assert_eq!(told(make(), 0, last_step), older, "{state}, {last_step}");
+        }
+    }
+}
+
+#[test]
+fn every_answer_is_taken_by_what_is_next() {
+    let again = || {
+        let mut batches = after(1);
+        batches.disconnect(StreamId(1));
+        batches.connect(StreamId(2), &request(0)).expect("free");
+        served(&mut batches);
+        batches
+    };
+    let states: [(&str, fn() -> Batches); 6] = [
+        ("nobody is here", batches),
+        ("1 and 2 are served", || after(0)),
+        ("1 is answered", || after(1)),
+        ("1 was answered before a crash", again),
+        ("the checkpoint is answered", || after(3)),
+        ("all are answered", || after(4)),
+    ];
+    use StepKind::{Checkpoint, Rl, Sft};
+    let events = [(1, Sft), (1, Rl), (2, Rl), (2, Checkpoint), (3, Rl), (9, Rl)];
+    let table = [
+        ["no learner"; 6],
+        ["first", "order", "order", "order", "order", "order"],
+        ["duplicate", "duplicate", "first", "order", "order", "order"],
+        ["again", "order", "order", "order", "order", "order"],
+        ["duplicate", "duplicate", "duplicate", "duplicate", "first", "order"],
+        ["duplicate", "duplicate", "duplicate", "duplicate", "duplicate", "order"],
+    ];
+    for ((state, make), row) in states.into_iter().zip(table) {
+        for ((step, kind), expected) in events.into_iter().zip(row) {
+            let taken = match answer(&mut make(), step, kind) {
+                Ok(Completion::First(_)) => "first",
+                Ok(Completion::Again) => "again",
+                Ok(Completion::Duplicate) => "duplicate",
+                Err(Refusal::OutOfOrder { .. }) => "order",
+                Err(Refusal::NotTheLearner { .. }) => "no learner",
+                Err(refusal) => panic!("{refusal}"),
+            };
+            assert_eq!(taken, expected, "{state}: {kind:?} of {step}");
+            for (learner, generation) in [("other", 1), ("l", 0), ("l", 2)] {
+                let other = make().complete(learner, Generation(generation), step, kind);
+                assert!(matches!(other, Err(Refusal::NotTheLearner { .. })), "{state}");
+            }
+        }
+    }
+}
+
+/// A learner that was served steps, crashed, came back from an older checkpoint and crashed again
+/// may come back from the newest one it wrote, heard of or not.
+#[test]
+fn what_was_ever_served_can_be_held() {
+    let mut batches = after(2);
+    batches.disconnect(StreamId(1));
+    batches.connect(StreamId(2), &request(0)).expect("from the first checkpoint");
+    batches.disconnect(StreamId(2));
+    batches.connect(StreamId(3), &request(3)).expect("from step 3, which was served");
 }
 
 #[test]

@@ -28,7 +28,9 @@ pub enum SessionEnd {
     #[error("actor {0} opened a newer session")]
     Replaced(ActorId),
     /// No message came for the time of the lease.
-    #[error("actor {0} sent no heartbeat within its lease; reconnect with a newer generation")]
+    #[error(
+        "actor {0} sent no heartbeat within its lease; what it ran is run elsewhere, reconnect"
+    )]
     LeaseExpired(ActorId),
 }
 

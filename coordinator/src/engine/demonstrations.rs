@@ -35,7 +35,8 @@ pub(super) struct Demonstrations {
 impl Demonstrations {
     pub(super) fn new(run_seed: u64, count: u32, batch_size: u32) -> Self {
         let slots: Vec<_> = (0..count).map(|_| Demonstration::Pending).collect();
-        Self { run_seed, batch_size: batch_size as usize, pending: slots.len(), slots }
+        let (batch_size, pending) = (batch_size as usize, slots.len());
+        Self { run_seed, batch_size, slots, pending }
     }
 
     /// The episodes that record them: train split, seeds from 0, numbers of calls in turn.
@@ -96,8 +97,11 @@ impl Demonstrations {
     /// Batch `index` (from 0): positions [index B, (index + 1) B) of an endless row of epochs, each
     /// a permutation of all demonstrations. `None` while incomplete, or if there is none at all.
     pub(super) fn batch(&self, index: u64) -> Option<Vec<Arc<TrajectorySummary>>> {
+        if !self.complete() {
+            return None;
+        }
         let recorded = self.recorded();
-        if !self.complete() || recorded.is_empty() {
+        if recorded.is_empty() {
             return None;
         }
         let (size, count) = (self.batch_size as u64, recorded.len() as u64);

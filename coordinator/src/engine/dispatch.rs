@@ -18,8 +18,36 @@ use serde::{Deserialize, Serialize};
 /// more than all actors can hold: what is older is simply discarded.
 const CANCELLED_KEPT_MAX: usize = 1 << 16;
 
-/// Times one wanted episode is dispatched before it is given up.
+/// Times one wanted episode is run before it is given up.
 pub const EPISODE_ATTEMPTS_MAX: u32 = 8;
+
+/// Why an episode ends without a trajectory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Its actor's lease ended, or a newer incarnation took the actor's place.
+    ActorLost,
+    /// Its actor came back without it: the assignment never arrived.
+    Unclaimed,
+    /// Its actor gave it back.
+    Returned,
+    /// Its trajectory breaks a promise.
+    Invalid,
+    /// The run ended while it ran.
+    RunOver,
+}
+
+impl Cause {
+    /// Name in the journal and in counts.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::ActorLost => "actor_lost",
+            Self::Unclaimed => "unclaimed",
+            Self::Returned => "returned",
+            Self::Invalid => "invalid",
+            Self::RunOver => "run_over",
+        }
+    }
+}
 
 /// What an episode is for: where its trajectory goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +73,7 @@ pub(super) struct Wanted {
     pub(super) temperature: f32,
     /// Oldest version it may be sampled under; `None` for a demonstration.
     pub(super) min_policy_version: Option<PolicyVersion>,
-    /// Times it was dispatched and came to nothing.
+    /// Times it was run and came to nothing.
     pub(super) attempts: u32,
 }
 
@@ -124,8 +152,7 @@ impl Dispatch {
 
     /// Queues an episode that came to nothing before everything else. Returns it instead when it has
     /// used up its attempts.
-    pub(super) fn want_again(&mut self, mut wanted: Wanted) -> Option<Wanted> {
-        wanted.attempts += 1;
+    pub(super) fn want_again(&mut self, wanted: Wanted) -> Option<Wanted> {
         if wanted.attempts >= EPISODE_ATTEMPTS_MAX {
             return Some(wanted);
         }
@@ -187,35 +214,37 @@ impl Dispatch {
         self.in_flight.get(&episode)
     }
 
-    /// Ends an episode whose trajectory is here. Returns what it was for.
-    pub(super) fn finish(&mut self, episode: EpisodeId) -> Option<Wanted> {
-        let wanted = self.remove(episode)?;
+    /// Ends an episode whose trajectory is here. Returns who ran it, and what for.
+    pub(super) fn finish(&mut self, episode: EpisodeId) -> Option<InFlight> {
+        let ended = self.remove(episode)?;
         self.finished += 1;
-        Some(wanted)
+        Some(ended)
     }
 
-    /// Ends an episode that has no trajectory and will not get one.
-    pub(super) fn cancel(&mut self, episode: EpisodeId, reason: &str) -> Option<Wanted> {
-        let wanted = self.remove(episode)?;
+    /// Ends an episode that has no trajectory and will not get one. Returns what it was for.
+    pub(super) fn cancel(&mut self, episode: EpisodeId, cause: Cause) -> Option<Wanted> {
+        let InFlight { mut wanted, .. } = self.remove(episode)?;
+        // What never arrived was not tried: a coordinator that fails over often costs no attempts.
+        wanted.attempts += u32::from(cause != Cause::Unclaimed);
         self.cancelled.insert(episode);
         while self.cancelled.len() > CANCELLED_KEPT_MAX {
             if let Some(oldest) = self.cancelled.pop_first() {
                 self.known_from = oldest.next();
             }
         }
-        *self.cancelled_by_reason.entry(reason.to_owned()).or_default() += 1;
+        *self.cancelled_by_reason.entry(cause.as_str().to_owned()).or_default() += 1;
         Some(wanted)
     }
 
-    fn remove(&mut self, episode: EpisodeId) -> Option<Wanted> {
-        let InFlight { actor, wanted } = self.in_flight.remove(&episode)?;
-        if let Some(held) = self.held.get_mut(&actor) {
+    fn remove(&mut self, episode: EpisodeId) -> Option<InFlight> {
+        let ended = self.in_flight.remove(&episode)?;
+        if let Some(held) = self.held.get_mut(&ended.actor) {
             held.remove(&episode);
             if held.is_empty() {
-                self.held.remove(&actor);
+                self.held.remove(&ended.actor);
             }
         }
-        Some(wanted)
+        Some(ended)
     }
 
     /// Episodes in flight on an actor, in order.
@@ -228,9 +257,9 @@ impl Dispatch {
         self.in_flight.iter().map(|(id, one)| (*id, one.actor.clone())).collect()
     }
 
-    /// Whether an actor has anything in flight.
-    pub(super) fn holds(&self, actor: &ActorId) -> bool {
-        self.held.contains_key(actor)
+    /// How many episodes an actor has in flight.
+    pub(super) fn held_count(&self, actor: &ActorId) -> usize {
+        self.held.get(actor).map_or(0, BTreeSet::len)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -251,5 +280,111 @@ impl Dispatch {
             in_flight: self.in_flight.len() as u64,
             cancelled_by_reason: self.cancelled_by_reason.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(index: usize) -> Wanted {
+        Wanted {
+            purpose: Purpose::Demonstration { index },
+            task: TaskRef::default(),
+            mode: Mode::Demonstrate,
+            sampling_seed: 0,
+            temperature: 0.0,
+            min_policy_version: None,
+            attempts: 0,
+        }
+    }
+
+    fn actor() -> ActorId {
+        ActorId("a".into())
+    }
+
+    /// Episode 0 in one of its states.
+    fn episode(state: &str) -> Dispatch {
+        let mut dispatch = Dispatch::new(EpisodeLimits::default());
+        dispatch.want(wanted(0));
+        if state == "unknown" {
+            return dispatch;
+        }
+        dispatch.next(&actor()).expect("wanted");
+        match state {
+            "finished" => drop(dispatch.finish(EpisodeId(0))),
+            "cancelled" => drop(dispatch.cancel(EpisodeId(0), Cause::ActorLost)),
+            _ => {}
+        }
+        dispatch
+    }
+
+    #[test]
+    fn every_fate_answers_every_end() {
+        let (running, actor) = (Fate::Running(&actor()), actor());
+        assert_eq!(episode("running").fate(EpisodeId(0)), running);
+        // (state, what ending it gives back, fate afterwards)
+        let table = [
+            ("unknown", [false, false], [Fate::Unknown, Fate::Unknown]),
+            ("running", [true, true], [Fate::Finished, Fate::Cancelled]),
+            ("finished", [false, false], [Fate::Finished, Fate::Finished]),
+            ("cancelled", [false, false], [Fate::Cancelled, Fate::Cancelled]),
+        ];
+        for (state, ends, fates) in table {
+            let mut one = episode(state);
+            assert_eq!(one.finish(EpisodeId(0)).is_some(), ends[0], "{state}");
+            assert_eq!(one.fate(EpisodeId(0)), fates[0], "{state}");
+            assert!(one.is_balanced());
+            let mut one = episode(state);
+            assert_eq!(one.cancel(EpisodeId(0), Cause::Invalid).is_some(), ends[1], "{state}");
+            assert_eq!(one.fate(EpisodeId(0)), fates[1], "{state}");
+            assert!(one.is_balanced());
+            assert_eq!(one.held_count(&actor), 0);
+        }
+    }
+
+    #[test]
+    fn only_what_was_run_counts_as_an_attempt() {
+        for (cause, attempts) in [
+            (Cause::ActorLost, 1),
+            (Cause::Returned, 1),
+            (Cause::Invalid, 1),
+            (Cause::Unclaimed, 0),
+        ] {
+            let wanted = episode("running").cancel(EpisodeId(0), cause).expect("it ran");
+            assert_eq!(wanted.attempts, attempts, "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn what_came_to_nothing_is_next_and_given_up_in_the_end() {
+        let mut dispatch = episode("running");
+        (1..4).for_each(|index| dispatch.want(wanted(index)));
+        for attempt in 1..EPISODE_ATTEMPTS_MAX {
+            let newest = EpisodeId(u64::from(attempt) - 1);
+            let lost = dispatch.cancel(newest, Cause::ActorLost).expect("it runs");
+            assert_eq!((lost.purpose, lost.attempts), (wanted(0).purpose, attempt));
+            assert_eq!(dispatch.want_again(lost), None);
+            dispatch.next(&actor());
+        }
+        let newest = EpisodeId(u64::from(EPISODE_ATTEMPTS_MAX) - 1);
+        let lost = dispatch.cancel(newest, Cause::ActorLost).expect("it runs");
+        assert!(dispatch.want_again(lost).is_some());
+    }
+
+    #[test]
+    fn old_cancelled_episodes_are_forgotten_and_never_taken_for_finished() {
+        let mut dispatch = Dispatch::new(EpisodeLimits::default());
+        let count = CANCELLED_KEPT_MAX as u64 + 10;
+        for index in 0..count {
+            dispatch.want(wanted(index as usize));
+            dispatch.next(&actor());
+            dispatch.cancel(EpisodeId(index), Cause::ActorLost);
+        }
+        assert_eq!(dispatch.cancelled.len(), CANCELLED_KEPT_MAX);
+        let fates = (0..count).map(|index| dispatch.fate(EpisodeId(index)));
+        assert_eq!(fates.filter(|fate| *fate == Fate::Unknown).count(), 10);
+        assert_eq!(dispatch.fate(EpisodeId(count - 1)), Fate::Cancelled);
+        assert!(dispatch.is_balanced());
     }
 }

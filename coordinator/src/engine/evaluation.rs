@@ -68,6 +68,8 @@ pub(super) struct Evaluation {
     serial: u64,
     version: PolicyVersion,
     outcomes: Vec<Outcome>,
+    /// How many of them are pending.
+    pending: usize,
 }
 
 impl Evaluation {
@@ -96,8 +98,9 @@ impl Evaluation {
             attempts: 0,
         };
         let wanted: Vec<Wanted> = (0..count).zip(calls).map(wanted).collect();
-        let outcomes = vec![Outcome::Pending; wanted.len()];
-        (Self { name, serial, version, outcomes }, wanted)
+        let pending = wanted.len();
+        let outcomes = vec![Outcome::Pending; pending];
+        (Self { name, serial, version, outcomes, pending }, wanted)
     }
 
     /// Whether this evaluation is the one an episode was wanted for.
@@ -122,18 +125,18 @@ impl Evaluation {
     fn settle(&mut self, index: usize, outcome: Outcome) {
         if let Some(place @ Outcome::Pending) = self.outcomes.get_mut(index) {
             *place = outcome;
+            self.pending -= 1;
         }
     }
 
     /// (settled, all).
     pub(super) fn progress(&self) -> (u64, u64) {
-        let settled = self.outcomes.iter().filter(|one| !matches!(one, Outcome::Pending)).count();
-        (settled as u64, self.outcomes.len() as u64)
+        let all = self.outcomes.len();
+        ((all - self.pending) as u64, all as u64)
     }
 
     pub(super) fn is_done(&self) -> bool {
-        let (settled, all) = self.progress();
-        settled == all
+        self.pending == 0
     }
 
     /// The result over everything that was scored.
@@ -156,5 +159,74 @@ impl Evaluation {
         result.calls_mean = statistics::share(calls_all, result.episodes as usize);
         result.invalid_call_rate = statistics::share(invalid_all, messages_all);
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trajectory(success: bool) -> TrajectorySummary {
+        let success = Some(success);
+        TrajectorySummary {
+            success,
+            calls: 2,
+            messages: 4,
+            messages_invalid: 1,
+            ..Default::default()
+        }
+    }
+
+    fn evaluation() -> Evaluation {
+        let config = Config::default();
+        Evaluation::start(&config, EvaluationName::Requested, 7, PolicyVersion(3)).0
+    }
+
+    /// A task in one of its states; then what happens to it.
+    #[test]
+    fn a_task_is_settled_once() {
+        let scored = |success| Outcome::Scored { success, calls: 2, messages: 4, invalid: 1 };
+        let events: [fn(&mut Evaluation); 4] = [
+            |one| one.record(0, &trajectory(true)),
+            |one| one.record(0, &trajectory(false)),
+            |one| one.give_up(0),
+            |one| one.record(usize::MAX, &trajectory(true)),
+        ];
+        let good = scored(true);
+        let table = [
+            (Outcome::Pending, [good, scored(false), Outcome::GivenUp, Outcome::Pending]),
+            (good, [good; 4]),
+            (Outcome::GivenUp, [Outcome::GivenUp; 4]),
+        ];
+        for (state, row) in table {
+            for (event, expected) in events.into_iter().zip(row) {
+                let mut one = evaluation();
+                if state != Outcome::Pending {
+                    one.settle(0, state);
+                }
+                event(&mut one);
+                assert_eq!(one.outcomes[0], expected);
+                let settled = u64::from(expected != Outcome::Pending);
+                assert_eq!(one.progress().0, settled, "{state:?} to {expected:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn it_is_done_when_every_task_is_settled_and_counts_what_was_scored() {
+        let mut one = evaluation();
+        let (_, all) = one.progress();
+        for index in 0..all as usize {
+            assert!(!one.is_done());
+            match index % 2 {
+                0 => one.record(index, &trajectory(index == 0)),
+                _ => one.give_up(index),
+            }
+        }
+        assert!(one.is_done() && one.is(7) && !one.is(6));
+        let result = one.result();
+        assert_eq!((result.policy_version, u64::from(result.episodes)), (3, all / 2));
+        assert_eq!((result.successes, result.calls_mean), (1, 2.0));
+        assert_eq!(result.invalid_call_rate, 0.25);
     }
 }

@@ -7,8 +7,16 @@
 //! A group is *flat* when all of its siblings got the same reward: it has no advantage. With
 //! `replaced_max` = 0 flat groups are trained as they are. Otherwise up to that many of a batch are
 //! left out, counted, and the groups behind them move up. Nobody moves back, which is what S1 asks.
+//!
+//! Proof. A group that is opened now comes after `c` groups chosen for the batch at hand, which has
+//! replaced `r` already, and after `o` open ones, `f` of which are closed and flat and will be
+//! whatever happens. Say it gets into the batch `b` after the one at hand. Each of the batches before
+//! `b` takes P groups and `b` fewer than P before it, so `b = (c + o - x) / P`, rounded down, where
+//! `x` of the open ones are replaced. If every one of the `f` is, `x >= f`. If one is not, its batch
+//! had replaced `replaced_max` by then, `replaced_max - r` at least of the open ones. So
+//! `x >= min(f, replaced_max - r)`, and [`Groups::next_batch`] is the last batch it can be in.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::VecDeque, sync::Arc};
 
 use ballast_proto::{
     GroupId, PolicyVersion,
@@ -35,7 +43,7 @@ enum Sibling {
     Dropped,
 }
 
-/// Siblings of one task that are not trained yet.
+/// Siblings of one task that no batch has been chosen for.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Open {
     siblings: Vec<Sibling>,
@@ -61,24 +69,30 @@ impl Open {
 }
 
 /// What an RL batch is made of.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Taken {
     pub(super) groups: Vec<Group>,
     /// Closed groups left out because their siblings all got the same reward.
     pub(super) replaced: Vec<Group>,
 }
 
-/// The groups that are not trained yet, in order.
+/// The groups that are not trained yet, in order. Bounded by admission.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Groups {
     group_size: usize,
     groups_per_batch: usize,
     /// Flat groups of a batch that later ones take the place of, at most.
     replaced_max: usize,
-    open: BTreeMap<GroupId, Open>,
+    /// The batch at hand, as far as the groups in front are closed.
+    at_hand: Taken,
+    /// How many were chosen for it; one that lost all of its siblings is not in it, but counts.
+    chosen: usize,
+    /// All groups behind, in order; the first one is not closed, unless the batch at hand is full.
+    open: VecDeque<Open>,
+    /// Id of `open[0]`.
+    first: GroupId,
     /// How many of `open` are flat.
     flat: usize,
-    next: GroupId,
     /// RL batches taken.
     taken: u64,
     /// Siblings given up after too many attempts, in the whole run.
@@ -91,27 +105,28 @@ impl Groups {
             group_size: rl.group_size as usize,
             groups_per_batch: (rl.groups_per_batch as usize).max(1),
             replaced_max: rl.replaced_max as usize,
-            open: BTreeMap::new(),
+            at_hand: Taken::default(),
+            chosen: 0,
+            open: VecDeque::new(),
+            first: GroupId(0),
             flat: 0,
-            next: GroupId(0),
             taken: 0,
             dropped: 0,
         }
     }
 
-    /// The last RL batch that the group opened next can belong to. Of the flat groups before it at
-    /// least `min(flat, replaced_max)` will be replaced, whatever becomes of the open ones.
+    /// The last RL batch that the group opened next can belong to.
     pub(super) fn next_batch(&self) -> u64 {
-        let ahead = self.open.len() - self.flat.min(self.replaced_max);
+        let replaced = self.flat.min(self.replaced_max - self.at_hand.replaced.len());
+        let ahead = self.chosen + self.open.len() - replaced;
         self.taken + (ahead / self.groups_per_batch) as u64
     }
 
     /// Opens the next group. Returns its episodes, to be sampled under `oldest` or newer.
     pub(super) fn open(&mut self, config: &Config, oldest: PolicyVersion) -> Vec<Wanted> {
-        let group = self.next;
-        self.next = group.next();
+        let group = GroupId(self.first.0 + self.open.len() as u64);
         let siblings = vec![Sibling::Pending; self.group_size];
-        self.open.insert(group, Open { siblings, pending: self.group_size });
+        self.open.push_back(Open { siblings, pending: self.group_size });
         let task = task(config, group);
         let wanted = |index| Wanted {
             purpose: Purpose::Sibling { group, index },
@@ -141,11 +156,32 @@ impl Groups {
     }
 
     fn settle(&mut self, group: GroupId, index: usize, outcome: Sibling) {
-        let Some(open) = self.open.get_mut(&group) else { return };
+        let place = group.0.checked_sub(self.first.0).and_then(|place| usize::try_from(place).ok());
+        let Some(open) = place.and_then(|place| self.open.get_mut(place)) else { return };
         if let Some(place @ Sibling::Pending) = open.siblings.get_mut(index) {
             *place = outcome;
             open.pending -= 1;
             self.flat += usize::from(open.is_flat());
+            self.choose();
+        }
+    }
+
+    /// Chooses closed groups for the batch at hand, in order, until it is full.
+    fn choose(&mut self) {
+        while self.chosen < self.groups_per_batch && self.open.front().is_some_and(Open::is_closed)
+        {
+            let Some(open) = self.open.pop_front() else { return };
+            let (id, is_flat) = (self.first, open.is_flat());
+            self.first = id.next();
+            self.flat -= usize::from(is_flat);
+            let is_replaced = is_flat && self.at_hand.replaced.len() < self.replaced_max;
+            self.chosen += usize::from(!is_replaced);
+            let trajectories: Vec<_> = open.finished().cloned().collect();
+            let place =
+                if is_replaced { &mut self.at_hand.replaced } else { &mut self.at_hand.groups };
+            if !trajectories.is_empty() {
+                place.push(Group { id, trajectories });
+            }
         }
     }
 
@@ -154,37 +190,17 @@ impl Groups {
         self.dropped
     }
 
-    /// Takes the next RL batch out once all of its groups are closed, in order. Dropped siblings are
-    /// missing from their group; a group that lost all of them is left out.
+    /// Takes the next RL batch out once all of its groups are closed. Dropped siblings are missing
+    /// from their group; a group that lost all of them is left out.
     pub(super) fn take_batch(&mut self) -> Option<Taken> {
-        let (mut chosen, mut replaced) = (Vec::new(), Vec::new());
-        for (id, open) in &self.open {
-            if chosen.len() == self.groups_per_batch || !open.is_closed() {
-                break;
-            }
-            let is_replaced = open.is_flat() && replaced.len() < self.replaced_max;
-            if is_replaced { &mut replaced } else { &mut chosen }.push(*id);
-        }
-        if chosen.len() < self.groups_per_batch {
+        if self.chosen < self.groups_per_batch {
             return None;
         }
-        let groups = self.remove(&chosen);
-        let replaced = self.remove(&replaced);
+        let taken = std::mem::take(&mut self.at_hand);
+        self.chosen = 0;
         self.taken += 1;
-        Some(Taken { groups, replaced })
-    }
-
-    fn remove(&mut self, ids: &[GroupId]) -> Vec<Group> {
-        let mut removed = Vec::with_capacity(ids.len());
-        for id in ids {
-            let Some(open) = self.open.remove(id) else { continue };
-            self.flat -= usize::from(open.is_flat());
-            let trajectories: Vec<_> = open.finished().cloned().collect();
-            if !trajectories.is_empty() {
-                removed.push(Group { id: *id, trajectories });
-            }
-        }
-        removed
+        self.choose();
+        Some(taken)
     }
 }
 
@@ -234,6 +250,42 @@ mod tests {
 
     fn ids(groups: &[Group]) -> Vec<u64> {
         groups.iter().map(|group| group.id.0).collect()
+    }
+
+    #[test]
+    fn every_place_of_a_group_is_settled_once() {
+        let finished = || Sibling::Finished(scored(0, 0.5));
+        let events: [fn(&mut Groups); 4] = [
+            |groups| groups.finish(GroupId(1), 0, scored(0, 0.5)),
+            |groups| groups.drop_sibling(GroupId(1), 0),
+            |groups| groups.finish(GroupId(1), 9, scored(0, 0.5)),
+            |groups| groups.finish(GroupId(9), 0, scored(0, 0.5)),
+        ];
+        let pending = || Sibling::Pending;
+        let table = [
+            (pending(), [finished(), Sibling::Dropped, pending(), pending()]),
+            (finished(), [finished(), finished(), finished(), finished()]),
+            (Sibling::Dropped, std::array::from_fn(|_| Sibling::Dropped)),
+        ];
+        for (state, row) in table {
+            for (event, expected) in events.into_iter().zip(row) {
+                let mut groups = groups(2, 0);
+                if state != Sibling::Pending {
+                    groups.settle(GroupId(1), 0, state.clone());
+                }
+                event(&mut groups);
+                assert_eq!(groups.open[1].siblings[0], expected, "{state:?}");
+                let settled = usize::from(expected != Sibling::Pending);
+                assert_eq!(groups.open[1].pending, 2 - settled);
+            }
+        }
+        let mut taken = groups(2, 0);
+        close(&mut taken, 0, [0.0, 1.0]);
+        close(&mut taken, 1, [0.0, 1.0]);
+        taken.take_batch().expect("closed");
+        taken.finish(GroupId(0), 0, scored(0, 0.5));
+        taken.drop_sibling(GroupId(1), 0);
+        assert_eq!(taken.open.len(), 0, "a group that is trained stays what it was");
     }
 
     #[test]

@@ -14,19 +14,30 @@ use ballast_proto::{
     },
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Command, Engine, SessionId,
-    dispatch::{Fate, Purpose, Wanted},
+    dispatch::{Cause, Fate, InFlight, Purpose, Wanted},
     ledger::Provenance,
 };
 
-/// Whether a durable trajectory can be used for what it was wanted for.
+/// A finished trajectory, as long as nobody knows whether it can be used.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Open {
+    ended: InFlight,
+    trajectory: Arc<TrajectorySummary>,
+}
+
+/// Whether a trajectory can be used for what it was wanted for.
 enum Use {
     Yes,
     /// Not yet: the step that made its policy version is not reported.
     Later,
     /// Never; the reason is a metric label.
     No(&'static str),
+    /// Never, and it is kept for people to look at: the reason, and how it was made.
+    Broken(&'static str, String),
 }
 
 impl Engine {
@@ -48,15 +59,20 @@ impl Engine {
             // Delivered twice.
             Fate::Finished => self.acknowledge(session, episode),
             Fate::Running(_) | Fate::Cancelled | Fate::Unknown => {
-                self.push(Command::Warn(format!(
-                    "the trajectory of {episode} is ignored: it is not in flight on that actor"
-                )));
-                self.discard(session, episode);
+                self.ignore(session, episode);
             }
         }
     }
 
-    /// A trajectory that breaks a promise: kept in the journal, listed, never used.
+    /// Nobody waits for this trajectory.
+    fn ignore(&mut self, session: SessionId, episode: EpisodeId) {
+        let text = "is ignored: it is not in flight on that actor";
+        self.push(Command::Warn(format!("the trajectory of {episode} {text}")));
+        self.discard(session, episode);
+    }
+
+    /// A trajectory that breaks a promise: kept in the journal, listed, never used. One that nobody
+    /// waits for is not kept, so that no actor can fill the disk.
     pub(super) fn on_trajectory_invalid(
         &mut self,
         session: SessionId,
@@ -64,36 +80,39 @@ impl Engine {
         fault: &str,
     ) {
         let Some(actor) = self.members.actor(session).cloned() else { return };
+        if self.dispatch.fate(episode) != Fate::Running(&actor) {
+            self.ignore(session, episode);
+            return;
+        }
         self.push(Command::Warn(format!("the trajectory of {episode} is rejected: {fault}")));
         self.records.quarantine(self.now, episode, &actor, fault);
         self.discard(session, episode);
-        if self.dispatch.fate(episode) == Fate::Running(&actor) {
-            self.cancel(episode, "invalid", None);
-        }
+        self.cancel(episode, Cause::Invalid, None);
     }
 
     fn finish_episode(&mut self, session: SessionId, trajectory: Arc<TrajectorySummary>) {
         let episode = EpisodeId(trajectory.episode_id);
-        let Some(wanted) = self.dispatch.finish(episode) else { return };
+        let Some(ended) = self.dispatch.finish(episode) else { return };
         self.effect(effect::Effect::Finished(EpisodeFinished { episode_id: episode.0 }));
         self.acknowledge(session, episode);
         self.records.finish(&trajectory);
-        if wanted.mode != Mode::Demonstrate {
+        if ended.wanted.mode != Mode::Demonstrate {
             self.meter.rollout.tokens += u64::from(trajectory.tokens_sampled);
         }
-        self.settle(wanted, trajectory);
+        self.settle(Open { ended, trajectory });
     }
 
     /// Looks again at trajectories that came before their policy version was reported.
     pub(super) fn settle_early(&mut self) {
-        for (wanted, trajectory) in std::mem::take(&mut self.early) {
-            self.settle(wanted, trajectory);
+        for open in std::mem::take(&mut self.early) {
+            self.settle(open);
         }
     }
 
     /// Cancels an episode and queues what it was for again. `tokens`: its length, if it is known.
-    pub(super) fn cancel(&mut self, episode: EpisodeId, reason: &str, tokens: Option<u32>) {
-        let Some(wanted) = self.dispatch.cancel(episode, reason) else { return };
+    pub(super) fn cancel(&mut self, episode: EpisodeId, cause: Cause, tokens: Option<u32>) {
+        let Some(wanted) = self.dispatch.cancel(episode, cause) else { return };
+        let reason = cause.as_str();
         self.effect(effect::Effect::Cancelled(EpisodeCancelled {
             episode_id: episode.0,
             reason: reason.into(),
@@ -121,35 +140,48 @@ impl Engine {
         if !is_as_assigned {
             return Some("it is not the episode that was assigned".into());
         }
+        if trajectory.reward.is_some_and(|reward| !reward.is_finite()) {
+            return Some("its reward is not a number".into());
+        }
         let vocabulary = self.vocabulary.filter(|size| trajectory.token_id_max >= *size)?;
         let largest = trajectory.token_id_max;
         Some(format!("token id {largest} is outside the vocabulary of {vocabulary}"))
     }
 
-    fn settle(&mut self, wanted: Wanted, trajectory: Arc<TrajectorySummary>) {
-        match self.judge(&wanted, &trajectory) {
+    fn settle(&mut self, open: Open) {
+        let Open { ended: InFlight { actor, wanted }, trajectory } = &open;
+        match self.judge(wanted, trajectory) {
             Use::Yes => {
                 if wanted.mode == Mode::Explore {
                     self.lengths.sample(trajectory.tokens);
                 }
-                self.deliver(wanted.purpose, trajectory);
+                self.deliver(wanted.purpose, open.trajectory);
             }
-            Use::Later => self.early.push((wanted, trajectory)),
-            Use::No(reason) => {
-                *self.unused_by_reason.entry(reason.to_owned()).or_default() += 1;
+            Use::Later => self.early.push(open),
+            Use::No(reason) => self.leave_out(reason, open),
+            Use::Broken(reason, what) => {
                 let episode = EpisodeId(trajectory.episode_id);
-                self.effect(effect::Effect::Unused(EpisodeUnused {
-                    episode_id: episode.0,
-                    reason: reason.into(),
-                }));
-                if wanted.mode == Mode::Explore {
-                    self.lengths.drop_one(reason, Some(trajectory.tokens));
-                }
-                self.release([episode]);
-                self.push(Command::Warn(format!("{episode} is not used ({reason}), run anew")));
-                self.want_again(wanted);
+                self.push(Command::Warn(format!("actor {actor} ran {episode}: it was {what}")));
+                self.records.quarantine(self.now, episode, actor, &what);
+                self.leave_out(reason, open);
             }
         }
+    }
+
+    /// Runs anew what a trajectory that cannot be used was for.
+    fn leave_out(&mut self, reason: &'static str, open: Open) {
+        let Open { ended: InFlight { mut wanted, .. }, trajectory } = open;
+        let episode = EpisodeId(trajectory.episode_id);
+        *self.unused_by_reason.entry(reason.to_owned()).or_default() += 1;
+        let unused = EpisodeUnused { episode_id: episode.0, reason: reason.into() };
+        self.effect(effect::Effect::Unused(unused));
+        if wanted.mode == Mode::Explore {
+            self.lengths.drop_one(reason, Some(trajectory.tokens));
+        }
+        self.release([episode]);
+        self.push(Command::Warn(format!("{episode} is not used ({reason}), run anew")));
+        wanted.attempts += 1;
+        self.want_again(wanted);
     }
 
     fn judge(&self, wanted: &Wanted, trajectory: &TrajectorySummary) -> Use {
@@ -166,15 +198,21 @@ impl Engine {
             Mode::Explore | Mode::Evaluate | Mode::Unspecified => {}
         }
         // Actors keep S1's side of the bargain; this makes sure.
-        let oldest = trajectory.oldest_version;
-        let bound = wanted.min_policy_version.map(|version| version.0);
-        if oldest.is_some_and(|oldest| Some(oldest) < bound) {
-            return Use::No("stale");
+        if let (Some(oldest), Some(asked)) = (trajectory.oldest_version, wanted.min_policy_version)
+            && oldest < asked.0
+        {
+            return Use::Broken(
+                "stale",
+                format!("sampled under v{oldest}, but {asked} was asked for"),
+            );
         }
         match self.ledger.provenance(trajectory, self.batches.unconfirmed()) {
             Provenance::Known => Use::Yes,
             Provenance::Early => Use::Later,
-            Provenance::Unknown => Use::No("unknown_weights"),
+            Provenance::Unknown(version) => Use::Broken(
+                "unknown_weights",
+                format!("sampled under a {version} that was never published with that hash"),
+            ),
         }
     }
 

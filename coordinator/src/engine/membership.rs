@@ -3,11 +3,12 @@
 //! Owns: one entry per actor, for as long as its lease. Does not know: what an actor is running (that
 //! is `dispatch`), nor when its lease ends (that is the roster's, outside the engine).
 //! Invariants: an actor has at most one open session, and it is of the newest generation seen; only
-//! an actor with an open session has credits.
+//! an actor with an open session that is not draining has credits. Draining is an incarnation's: it
+//! outlasts a stream, and a newer incarnation begins without it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ballast_proto::{ActorId, Generation};
+use ballast_proto::{ActorId, CLAIMS_PER_SLOT_MAX, Generation};
 use serde::{Deserialize, Serialize};
 
 use super::event::SessionId;
@@ -41,6 +42,8 @@ pub(super) struct Joined {
     pub(super) replaced: Option<SessionId>,
     /// Whether it is a newer incarnation, which has nothing of what the older one ran.
     pub(super) is_reborn: bool,
+    /// Whether it was told to take nothing new.
+    pub(super) draining: bool,
 }
 
 impl Membership {
@@ -55,19 +58,20 @@ impl Membership {
         generation: Generation,
         slots: u32,
     ) -> Result<Joined, Generation> {
-        let known = self.members.get(actor).map(|member| (member.generation, member.session));
-        if let Some((newer, _)) = known.filter(|(known, _)| *known > generation) {
+        let known = self.members.get(actor);
+        if let Some(newer) = known.map(|member| member.generation).filter(|one| *one > generation) {
             return Err(newer);
         }
-        let replaced = known.and_then(|(_, session)| session);
+        let is_reborn = known.is_some_and(|member| member.generation < generation);
+        let draining = known.is_some_and(|member| member.draining && !is_reborn);
+        let replaced = known.and_then(|member| member.session);
         if let Some(old) = replaced {
             self.disconnect(old);
         }
-        let member =
-            Member { generation, session: Some(session), slots, credits: 0, draining: false };
+        let member = Member { generation, session: Some(session), slots, credits: 0, draining };
         self.members.insert(actor.clone(), member);
         self.sessions.insert(session, actor.clone());
-        Ok(Joined { replaced, is_reborn: known.is_some_and(|(known, _)| known < generation) })
+        Ok(Joined { replaced, is_reborn, draining })
     }
 
     /// A stream has ended; its actor stays, without credits. Returns the actor.
@@ -88,7 +92,7 @@ impl Membership {
         }
     }
 
-    /// Forgets an actor that is away.
+    /// Forgets an actor, with its stream if it has one.
     pub(super) fn forget(&mut self, actor: &ActorId) {
         if let Some(session) = self.members.get(actor).and_then(|member| member.session) {
             self.disconnect(session);
@@ -114,6 +118,11 @@ impl Membership {
         self.sessions.keys().copied().collect()
     }
 
+    /// Whether nobody is counted on.
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
     /// Whether no stream is open.
     pub(super) fn is_deserted(&self) -> bool {
         self.sessions.is_empty()
@@ -127,11 +136,13 @@ impl Membership {
         member.session
     }
 
-    /// Adds credits, never beyond the slots the actor said it has.
-    pub(super) fn credit(&mut self, session: SessionId, slots: u32) {
-        if let Some(actor) = self.sessions.get(&session).cloned() {
-            self.set_credits(&actor, |credits| credits.saturating_add(slots));
-        }
+    /// Adds credits to an actor with `held` episodes in flight, never beyond the slots it said it
+    /// has, nor beyond what it may hold: an actor that floods gets no more than that.
+    pub(super) fn credit(&mut self, actor: &ActorId, slots: u32, held: usize) {
+        let Some(member) = self.members.get(actor) else { return };
+        let room = (member.slots as usize * CLAIMS_PER_SLOT_MAX).saturating_sub(held);
+        let room = u32::try_from(room).unwrap_or(u32::MAX);
+        self.set_credits(actor, |credits| credits.saturating_add(slots).min(room));
     }
 
     /// Takes one credit from the actor that has the most, so that work spreads evenly.
@@ -153,3 +164,7 @@ impl Membership {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "membership_test.rs"]
+mod tests;

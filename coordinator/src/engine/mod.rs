@@ -35,7 +35,6 @@ mod training;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
     time::Duration,
 };
 
@@ -43,7 +42,7 @@ use ballast_proto::{
     ActorId, EpisodeId, Generation, PolicyVersion,
     v1::{
         Effect, EpisodeLimits, EvaluationResult, LengthsResponse, ListQuarantinedResponse, Mode,
-        PhaseBegan, ScheduleDecision, TrajectoryEntry, TrajectorySummary, effect,
+        PhaseBegan, ScheduleDecision, TrajectoryEntry, effect,
     },
 };
 use ballast_runtime::config::{Config, Pacing};
@@ -59,7 +58,7 @@ pub use statistics::{of_actors, summarize};
 
 use self::{
     batches::Batches, corrections::Corrections, demonstrations::Demonstrations, dispatch::Dispatch,
-    dispatch::Wanted, ending::Ending, evaluation::Evaluation, groups::Groups, ledger::Ledger,
+    ending::Ending, ending::LEARNER_GRACE, evaluation::Evaluation, groups::Groups, ledger::Ledger,
     lengths::Lengths, membership::Membership, meter::Meter, records::Records, schedule::Schedule,
 };
 use crate::result::CheckpointResult;
@@ -94,8 +93,8 @@ pub struct Engine {
     version: PolicyVersion,
     /// Entries of the learner's vocabulary, once it is known.
     vocabulary: Option<u32>,
-    /// Trajectories sampled under a version whose step is not reported yet.
-    early: Vec<(Wanted, Arc<TrajectorySummary>)>,
+    /// Trajectories sampled under a version whose step is not reported yet; bounded by admission.
+    early: Vec<intake::Open>,
     unused_by_reason: BTreeMap<String, u64>,
     lengths: Lengths,
     records: Records,
@@ -105,6 +104,8 @@ pub struct Engine {
     meter: Meter,
     paused: bool,
     ending: Ending,
+    /// Until then the learner of an earlier coordinator may come back, and the end waits for it.
+    learner_awaited: Option<Duration>,
     /// Phase of the last effect that named one.
     noted_phase: Option<Phase>,
     /// What to do, of the event at hand.
@@ -156,6 +157,7 @@ impl Engine {
             meter: Meter::default(),
             paused: false,
             ending: Ending::Running,
+            learner_awaited: None,
             noted_phase: None,
             commands: VecDeque::new(),
             effects: Vec::new(),
@@ -166,13 +168,13 @@ impl Engine {
     /// Takes a fact in, at `now` (time since the start of the run), and decides what follows.
     pub fn handle(&mut self, now: Duration, event: Event) {
         self.now = now;
-        self.meter.advance(now, !self.dispatch.is_idle());
+        self.meter.advance(now, !self.dispatch.is_idle() && !self.has_ended());
         match event {
             Event::CoordinatorStarted { term } => self.on_coordinator_started(now, term),
             Event::ActorConnected { session, hello } => self.on_actor_connected(session, hello),
             Event::ActorDisconnected { session } => self.on_actor_disconnected(session),
             Event::LeaseExpired { actor, generation } => self.on_lease_expired(&actor, generation),
-            Event::SlotsFreed { session, slots } => self.members.credit(session, slots),
+            Event::SlotsFreed { session, slots } => self.on_slots_freed(session, slots),
             Event::TrajectoryReported { session, trajectory } => {
                 self.on_trajectory_reported(session, trajectory);
             }
@@ -211,7 +213,7 @@ impl Engine {
     /// When to call [`Engine::handle`] with `DeadlineReached` if nothing else happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.ending.deadline()
+        [self.ending.deadline(), self.learner_awaited].into_iter().flatten().min()
     }
 
     /// Time of the newest event.
@@ -235,7 +237,7 @@ impl Engine {
     /// Whether nothing is left to do.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.ending == Ending::Ended
+        matches!(self.ending, Ending::Ended { .. })
     }
 
     /// Last finished optimizer step.
@@ -305,13 +307,13 @@ impl Engine {
     /// No stream of an earlier coordinator is open any more. What actors run stays theirs until they
     /// are back or their leases end.
     fn on_coordinator_started(&mut self, now: Duration, term: u64) {
-        self.members.disconnect_all();
-        self.batches.disconnect_all();
-        self.meter.learner_gone();
         self.push(Command::Inform(format!("term {term} begins at step {}", self.version.0)));
-        if self.has_ended() {
-            self.leave(now);
+        self.members.disconnect_all();
+        if self.batches.disconnect_all() || self.learner_awaited.is_some() {
+            self.learner_awaited = Some(now + LEARNER_GRACE);
         }
+        self.meter.learner_gone();
+        self.resume_end(now);
     }
 
     /// Whether new work may begin.

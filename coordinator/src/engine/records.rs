@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 const FINISHED_MAX: usize = 1000;
 const QUARANTINED_MAX: usize = 256;
 const AUDIT_MAX: usize = 256;
-/// Bytes of a fault that are kept: it may quote what an actor sent.
-const FAULT_BYTES_MAX: usize = 512;
+/// Bytes of a text that are kept: it may quote what somebody sent.
+const TEXT_BYTES_MAX: usize = 512;
 
 /// A trajectory that was refused.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -45,8 +45,7 @@ impl Records {
         actor: &ActorId,
         fault: &str,
     ) {
-        let fault: String = fault.chars().take(FAULT_BYTES_MAX).collect();
-        let one = Quarantined { episode, actor: actor.clone(), fault, at: now };
+        let one = Quarantined { episode, actor: actor.clone(), fault: cut(fault), at: now };
         self.quarantined_total += 1;
         push(&mut self.quarantined, one, QUARANTINED_MAX);
     }
@@ -98,9 +97,49 @@ impl Records {
     }
 }
 
-fn push<T>(all: &mut VecDeque<T>, one: T, max: usize) {
+/// The beginning of a text, if it is long.
+pub(super) fn cut(text: &str) -> String {
+    if text.len() <= TEXT_BYTES_MAX {
+        return text.to_owned();
+    }
+    let end = (0..=TEXT_BYTES_MAX).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}...", &text[..end])
+}
+
+/// Keeps the newest.
+pub(super) fn push<T>(all: &mut VecDeque<T>, one: T, max: usize) {
     if all.len() == max {
         all.pop_front();
     }
     all.push_back(one);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_is_cut_between_two_characters() {
+        assert_eq!(cut("short"), "short");
+        let whole = "\u{e9}".repeat(TEXT_BYTES_MAX / 2);
+        assert_eq!(cut(&whole), whole);
+        assert_eq!(cut(&format!("a{whole}")).len(), TEXT_BYTES_MAX - 1 + 3);
+    }
+
+    #[test]
+    fn the_newest_are_kept() {
+        let mut records = Records::default();
+        for episode in 0..10_000 {
+            let summary = TrajectorySummary { episode_id: episode, ..Default::default() };
+            records.finish(&Arc::new(summary));
+            records.quarantine(Duration::ZERO, EpisodeId(episode), &ActorId("a".into()), "no");
+            records.audit(AuditEntry::default());
+        }
+        let (quarantined, total) = records.quarantined();
+        assert_eq!((quarantined.len(), total), (QUARANTINED_MAX, 10_000));
+        assert_eq!(quarantined[0].episode_id, 9_999, "newest first");
+        assert_eq!(records.finished.len(), FINISHED_MAX);
+        assert_eq!(records.trajectories(Mode::Unspecified, None, 1)[0].episode_id, 9_999);
+        assert_eq!(records.audit_entries().len(), AUDIT_MAX);
+    }
 }

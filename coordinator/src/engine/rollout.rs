@@ -10,7 +10,10 @@ use ballast_proto::{
     },
 };
 
-use super::{Command, Engine, SessionEnd, SessionId, admission, dispatch::Fate, event::Hello};
+use super::{
+    Command, Engine, SessionEnd, SessionId, admission, dispatch::Cause, dispatch::Fate,
+    event::Hello,
+};
 
 /// Heartbeats expected in the time of a lease, so that three may be late.
 const HEARTBEATS_PER_LEASE: f64 = 4.0;
@@ -30,14 +33,14 @@ impl Engine {
             self.push(Command::CloseSession { session, end: SessionEnd::Replaced(actor.clone()) });
         }
         if joined.is_reborn {
-            self.cancel_all(&actor, "actor_lost");
+            self.cancel_all(&actor);
         }
         self.push(Command::Inform(format!("actor {actor} ({generation}) is here, {slots} slots")));
-        self.welcome(session);
+        self.welcome(session, joined.draining);
         self.settle_claims(session, &actor, &claims);
     }
 
-    fn welcome(&mut self, session: SessionId) {
+    fn welcome(&mut self, session: SessionId, draining: bool) {
         let lease_ms = self.config.coordinator.actor_lease_s * 1e3;
         let heartbeat_interval_ms = (lease_ms / HEARTBEATS_PER_LEASE) as u64;
         let run_id = self.run_id.clone();
@@ -46,7 +49,7 @@ impl Engine {
             let address = learner.weights_address.clone();
             self.send(session, Message::WeightSource(WeightSource { address }));
         }
-        if !self.ending.is_running() {
+        if draining || !self.ending.is_running() {
             self.send(session, Message::Drain(Drain {}));
         }
     }
@@ -66,9 +69,15 @@ impl Engine {
         let claimed: BTreeSet<EpisodeId> = claims.iter().copied().collect();
         for episode in self.dispatch.held_by(actor) {
             if !claimed.contains(&episode) {
-                self.cancel(episode, "unclaimed", None);
+                self.cancel(episode, Cause::Unclaimed, None);
             }
         }
+    }
+
+    pub(super) fn on_slots_freed(&mut self, session: SessionId, slots: u32) {
+        let Some(actor) = self.members.actor(session).cloned() else { return };
+        let held = self.dispatch.held_count(&actor);
+        self.members.credit(&actor, slots, held);
     }
 
     /// Tells every actor where the weights are now.
@@ -82,7 +91,7 @@ impl Engine {
     pub(super) fn on_actor_disconnected(&mut self, session: SessionId) {
         let Some(actor) = self.members.disconnect(session) else { return };
         self.push(Command::Inform(format!("the stream of actor {actor} ended")));
-        if !self.dispatch.holds(&actor) {
+        if self.dispatch.held_count(&actor) == 0 {
             self.members.forget(&actor);
         }
     }
@@ -99,12 +108,12 @@ impl Engine {
         }
         self.push(Command::Warn(format!("actor {actor} ({generation}) is lost")));
         self.members.forget(actor);
-        self.cancel_all(actor, "actor_lost");
+        self.cancel_all(actor);
     }
 
-    fn cancel_all(&mut self, actor: &ActorId, reason: &str) {
+    fn cancel_all(&mut self, actor: &ActorId) {
         for episode in self.dispatch.held_by(actor) {
-            self.cancel(episode, reason, None);
+            self.cancel(episode, Cause::ActorLost, None);
         }
     }
 
@@ -118,7 +127,7 @@ impl Engine {
         let Some(actor) = self.members.actor(session) else { return };
         if self.dispatch.fate(episode) == Fate::Running(actor) {
             self.push(Command::Inform(format!("actor {actor} gives {episode} back: {reason}")));
-            self.cancel(episode, "returned", Some(tokens));
+            self.cancel(episode, Cause::Returned, Some(tokens));
         }
     }
 

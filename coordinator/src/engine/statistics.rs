@@ -45,7 +45,7 @@ pub fn summarize(trajectory: &Trajectory) -> TrajectorySummary {
         messages_invalid: messages.invalid,
         messages_polluted: messages.polluted,
         calls: count(trajectory.spans.iter().map(|span| span.calls.len()).sum()),
-        control_token_mass: trajectory.control_token_mass,
+        control_token_mass: trajectory.control_token_mass.filter(|mass| mass.is_finite()),
         duration_ms: trajectory.duration_ms,
     }
 }

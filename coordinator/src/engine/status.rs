@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ballast_proto::v1::{ActorStatus, LearnerStatus, RunState, StatusResponse};
 
-use super::{Engine, ending::Ending, schedule::Phase};
+use super::{Engine, schedule::Phase};
 use crate::roster::Roster;
 
 impl Engine {
@@ -71,7 +71,7 @@ impl Engine {
 
     fn state(&self, blocked: Option<&str>) -> (RunState, String) {
         let waiting = |what: &str| (RunState::Waiting, what.to_owned());
-        if self.ending == Ending::Ended {
+        if self.has_ended() {
             return (RunState::Finished, String::new());
         }
         if let Some(problem) = blocked {

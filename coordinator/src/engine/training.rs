@@ -14,6 +14,7 @@ use ballast_runtime::config::SftSource;
 use super::{
     Batch, CallId, Command, Engine, SERVED_AHEAD_MAX, StreamId,
     batches::Completion,
+    ending::EndEvent,
     evaluation::{Evaluation, EvaluationName},
     groups::Taken,
     schedule::{Action, Phase, Step, kind_name},
@@ -24,6 +25,13 @@ use crate::{
     result::CheckpointResult,
 };
 
+/// Names of metrics that are shown; a learner that makes up more is not followed.
+pub(super) const METRICS_MAX: usize = 1024;
+/// Checkpoints people are shown, the newest ones; all of them are in the journal.
+pub(super) const CHECKPOINTS_MAX: usize = 1024;
+/// Evaluations people are shown, likewise.
+pub(super) const EVALUATIONS_MAX: usize = 1024;
+
 impl Engine {
     pub(super) fn on_learner_connected(
         &mut self,
@@ -31,51 +39,55 @@ impl Engine {
         stream: StreamId,
         request: &NextBatchRequest,
     ) {
-        let refuse = |reason: String| Command::RefuseLearner { stream, reason };
-        let Some(hash) = ManifestHash::from_wire(&request.manifest_hash) else {
-            self.push(refuse("manifest_hash must have 32 bytes".into()));
-            return;
+        let admitted = self.admit_learner(stream, request);
+        let (hash, implied) = match admitted {
+            Ok(admitted) => admitted,
+            Err(reason) => {
+                let learner = &request.learner_id;
+                self.push(Command::Warn(format!("learner {learner} is refused: {reason}")));
+                self.push(Command::RefuseLearner { stream, reason });
+                return;
+            }
         };
-        if !self.ending.is_running() {
-            self.push(refuse("the run is over".into()));
-            return;
+        self.learner_awaited = None;
+        self.push(Command::AcceptLearner { stream });
+        self.push(Command::Inform(format!(
+            "learner {} is here at step {}, weights at {}",
+            request.learner_id, request.last_step, request.weights_address
+        )));
+        self.bind(request.last_step, hash);
+        self.vocabulary = (request.vocabulary > 0).then_some(request.vocabulary);
+        for batch in implied {
+            let (step, kind) = (batch.step, batch.kind.into());
+            let answer = CompleteStepRequest { step, kind, ..CompleteStepRequest::default() };
+            self.finish_batch(now, &batch, answer, BTreeMap::new());
         }
-        if !request.run_id.is_empty() && request.run_id != self.run_id {
-            let (theirs, ours) = (&request.run_id, &self.run_id);
-            self.push(refuse(format!(
+        self.settle_early();
+        self.announce_weights(&request.weights_address);
+    }
+
+    /// Lets a learner in, or says why not. Returns the hash of its weights, and the batches it must
+    /// have finished without being heard.
+    fn admit_learner(
+        &mut self,
+        stream: StreamId,
+        request: &NextBatchRequest,
+    ) -> Result<(ManifestHash, Vec<Arc<Batch>>), String> {
+        let hash = ManifestHash::from_wire(&request.manifest_hash)
+            .ok_or("manifest_hash must have 32 bytes")?;
+        let (theirs, ours) = (&request.run_id, &self.run_id);
+        if !theirs.is_empty() && theirs != ours {
+            return Err(format!(
                 "its checkpoint belongs to run {theirs}, and this is run {ours}; start it without \
                  --resume, or from a checkpoint of this run"
-            )));
-            return;
+            ));
         }
-        match self.batches.connect(stream, request) {
-            Err(refusal) => {
-                self.push(Command::Warn(format!(
-                    "learner {} is refused: {refusal}",
-                    request.learner_id
-                )));
-                self.push(refuse(refusal.to_string()));
-            }
-            Ok(implied) => {
-                self.push(Command::AcceptLearner { stream });
-                self.push(Command::Inform(format!(
-                    "learner {} is here at step {}, weights at {}",
-                    request.learner_id, request.last_step, request.weights_address
-                )));
-                self.bind(request.last_step, hash);
-                self.vocabulary = (request.vocabulary > 0).then_some(request.vocabulary);
-                for batch in implied {
-                    let answer = CompleteStepRequest {
-                        step: batch.step,
-                        kind: batch.kind.into(),
-                        ..CompleteStepRequest::default()
-                    };
-                    self.finish_batch(now, &batch, answer, BTreeMap::new());
-                }
-                self.settle_early();
-                self.announce_weights(&request.weights_address);
-            }
+        // One that was away when the finish was served is let in to hear of it.
+        if !self.ending.is_running() && !self.is_finish_due() {
+            return Err("the run is over".into());
         }
+        let implied = self.batches.connect(stream, request).map_err(|why| why.to_string())?;
+        Ok((hash, implied))
     }
 
     pub(super) fn on_learner_disconnected(&mut self, stream: StreamId) {
@@ -142,8 +154,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Binds a version to the hash of its weights.
+    /// Binds a version to the hash of its weights, and forgets those that nobody can name any more:
+    /// what is not planned yet is sampled under `version - staleness_max` or newer, and a learner
+    /// that crashed makes the steps after its checkpoint again.
     fn bind(&mut self, step: u64, hash: ManifestHash) {
+        let sampled = self.version.0.saturating_sub(self.staleness_max());
+        self.ledger.forget(PolicyVersion(sampled).min(self.batches.kept()));
         if self.ledger.record(PolicyVersion(step), hash) {
             self.push(Command::Warn(format!(
                 "step {step} came out differently when it was trained again ({hash}); both sets of \
@@ -186,7 +202,7 @@ impl Engine {
         self.push(Command::Inform(format!("checkpoint of step {step}: {path}")));
         let written = CheckpointWritten { step, path: path.clone() };
         self.effect(effect::Effect::Checkpoint(written));
-        self.checkpoints.push(CheckpointResult { step, path });
+        keep_newest(&mut self.checkpoints, CheckpointResult { step, path }, CHECKPOINTS_MAX);
     }
 
     fn measure_step(
@@ -223,7 +239,7 @@ impl Engine {
             values.insert(name::SFT_SHARE.into(), share);
             values.extend(strain.map(|strain| (name::STRAIN.to_owned(), strain)));
         }
-        self.metrics.extend(values.clone());
+        self.show(&values);
         self.push(Command::WriteMetrics(MetricsLine {
             t: now.as_secs_f64(),
             step: batch.step,
@@ -232,6 +248,19 @@ impl Engine {
             name: None,
             values,
         }));
+    }
+
+    /// Keeps the newest value of each metric for people; one that is no number has none.
+    fn show(&mut self, values: &BTreeMap<String, f64>) {
+        for (name, value) in values {
+            if !value.is_finite() {
+                self.metrics.remove(name);
+            } else if let Some(shown) = self.metrics.get_mut(name) {
+                *shown = *value;
+            } else if self.metrics.len() < METRICS_MAX {
+                self.metrics.insert(name.clone(), *value);
+            }
+        }
     }
 
     /// Plans what the schedule says comes next, as far ahead as allowed.
@@ -254,9 +283,10 @@ impl Engine {
                 group.trajectories.iter().for_each(|one| self.lengths.train(one.tokens));
             }
             self.correct(&batch);
-            let replaced = batch.replaced.iter().flat_map(|group| &group.trajectories);
-            let replaced: Vec<_> = replaced.map(|one| EpisodeId(one.episode_id)).collect();
-            self.release(replaced);
+            for one in batch.replaced.iter().flat_map(|group| &group.trajectories) {
+                self.lengths.drop_one("replaced", Some(one.tokens));
+                self.release([EpisodeId(one.episode_id)]);
+            }
             let batch = Arc::new(batch);
             let index = self.batches.record(Arc::clone(&batch));
             self.effect(effect::Effect::Batch(batch.to_record(index)));
@@ -362,7 +392,7 @@ impl Engine {
             values: values.map(|(name, value)| (name.to_owned(), value)).into(),
         }));
         self.effect(effect::Effect::Evaluated(result.clone()));
-        self.evaluations.push(result);
+        keep_newest(&mut self.evaluations, result, EVALUATIONS_MAX);
         true
     }
 
@@ -374,9 +404,16 @@ impl Engine {
         while let Some((stream, batch)) = self.batches.serve() {
             self.meter.learner_busy();
             if batch.kind == StepKind::Finish {
-                self.ending.finish_served();
+                self.move_end(EndEvent::FinishServed);
             }
             self.push(Command::ServeBatch { stream, batch });
         }
     }
+}
+
+fn keep_newest<T>(all: &mut Vec<T>, one: T, max: usize) {
+    if all.len() == max {
+        all.remove(0);
+    }
+    all.push(one);
 }

@@ -40,7 +40,7 @@ fn connect(world: &mut World, change: impl FnOnce(&mut NextBatchRequest)) {
 fn a_second_learner_is_refused() {
     let mut world = World::new(config());
     world.learn(0);
-    connect(&mut world, |_| {});
+    connect(&mut world, |request| request.generation += 1);
     assert!(world.refused[0].contains("holds the stream"), "{:?}", world.refused);
     world.handle(Event::LearnerDisconnected { stream: StreamId(999) });
     world.play_to_the_end();

@@ -55,6 +55,8 @@ pub(super) struct Learner {
 pub(super) struct World {
     config: Config,
     pub(super) engine: Engine,
+    /// Another engine that is told the same and must want the same.
+    pub(super) twin: Option<Engine>,
     pub(super) now: Duration,
     /// Every event with what it led to.
     pub(super) journal: Vec<JournalEntry>,
@@ -121,6 +123,7 @@ impl World {
         let mut world = Self {
             engine: Engine::new(config.clone(), "run".into()),
             config,
+            twin: None,
             now: Duration::ZERO,
             journal: Vec::new(),
             held: VecDeque::new(),
@@ -175,10 +178,13 @@ impl World {
         if let Event::ActorDisconnected { session } = &event {
             self.open.remove(session);
         }
-        self.engine.handle(self.now, event);
-        entry.effects = self.engine.take_effects();
+        let twin = self.twin.as_mut().map(|twin| outcome(twin, self.now, event.clone()));
+        let (effects, commands) = outcome(&mut self.engine, self.now, event);
+        if let Some(twin) = twin {
+            assert_eq!((&effects, &commands), (&twin.0, &twin.1), "both want the same");
+        }
+        entry.effects = effects;
         self.journal.push(entry);
-        let commands: Vec<Command> = std::iter::from_fn(|| self.engine.next_command()).collect();
         for command in &commands {
             match command {
                 Command::Send { session, message } => {
@@ -293,6 +299,9 @@ impl World {
         self.snapshot.take_if(|(entries, _)| *entries > self.journal.len());
         let rebuilt = self.rebuilt(from_snapshot);
         let died = std::mem::replace(&mut self.engine, rebuilt);
+        if self.twin.is_some() {
+            self.twin = Some(from_bytes(&to_bytes(&self.engine)));
+        }
         if lost == 0 {
             assert_eq!(self.engine, died, "a rebuild comes to the engine that died");
         }
@@ -343,6 +352,12 @@ impl World {
         self.sync();
         self.changes.pop().expect("answered")
     }
+}
+
+/// Hands an engine an event. Returns what that led to and what it wants done.
+fn outcome(engine: &mut Engine, now: Duration, event: Event) -> (Vec<Effect>, Vec<Command>) {
+    engine.handle(now, event);
+    (engine.take_effects(), std::iter::from_fn(|| engine.next_command()).collect())
 }
 
 pub(super) fn to_bytes(engine: &Engine) -> Vec<u8> {
