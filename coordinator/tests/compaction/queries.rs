@@ -69,8 +69,12 @@ fn explored(records: &[Sampled]) -> impl Iterator<Item = &Trajectory> {
     trajectories(records).filter(|one| one.mode() == Mode::Explore)
 }
 
-fn version(one: &Trajectory) -> u64 {
+fn oldest(one: &Trajectory) -> u64 {
     one.sampled_versions[0].policy_version
+}
+
+fn newest(one: &Trajectory) -> u64 {
+    one.sampled_versions.last().unwrap().policy_version
 }
 
 fn thousandths(value: f64) -> f64 {
@@ -81,7 +85,7 @@ fn success_by_calls(records: &[Sampled]) -> Json {
     let mut cells: BTreeMap<(u32, u64), Vec<bool>> = BTreeMap::new();
     for one in explored(records).filter(|one| one.success.is_some()) {
         let calls = one.task.as_ref().unwrap().calls;
-        cells.entry((calls, version(one) / 5 * 5)).or_default().extend(one.success);
+        cells.entry((calls, newest(one) / 5 * 5)).or_default().extend(one.success);
     }
     let row = |((calls, from), all): (&(u32, u64), &Vec<bool>)| {
         let successes = all.iter().filter(|success| **success).count();
@@ -114,7 +118,7 @@ fn made_step(records: &[Sampled], step: u64) -> Json {
                 sampled,
                 reward,
                 reward - mean,
-                step - 1 - version(one),
+                step - 1 - oldest(one),
             ]));
         }
     }
@@ -131,7 +135,7 @@ fn malformed(records: &[Sampled]) -> Json {
                 *times += 1;
                 episodes.push(one.episode_id);
                 episodes.dedup();
-                *first = version(one).min(*first);
+                *first = newest(one).min(*first);
             }
         }
     }
@@ -146,10 +150,10 @@ fn malformed(records: &[Sampled]) -> Json {
 fn tokens_by_version(records: &[Sampled]) -> Json {
     let mut tokens: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
     for one in explored(records) {
-        let sampled = one.behavior_logprobs.iter().zip(&one.loss_mask);
-        let sampled =
-            sampled.filter(|(_, mask)| **mask == 1).map(|(logprob, _)| f64::from(*logprob));
-        tokens.entry(version(one)).or_default().extend(sampled);
+        for token in (0..one.token_ids.len()).filter(|token| one.loss_mask[*token] == 1) {
+            let of_version = tokens.entry(one.policy_versions[token]).or_default();
+            of_version.push(one.behavior_logprobs[token].into());
+        }
     }
     let mean = |all: &[f64]| (all.iter().sum::<f64>() / all.len() as f64 * 1e4).round() / 1e4;
     tokens.iter().map(|(version, all)| json!([version, all.len(), mean(all)])).collect()

@@ -54,13 +54,13 @@ fn files_are_rolled() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     /// Whatever the run and wherever compaction stops and goes on.
     #[test]
     fn compaction_in_pieces_is_compaction_in_one(
         seed: u64,
-        steps in 0..12_u64,
+        steps in 0..9_u64,
         cuts in prop::collection::vec(0.0..1.0_f64, 0..5),
     ) {
         let run = tempfile::tempdir().unwrap();

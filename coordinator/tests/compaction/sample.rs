@@ -240,37 +240,53 @@ impl Run {
             control_token_mass: sampled.then_some(1e-4 + collapse as f32 / 10.0),
             ..Trajectory::default()
         };
-        if sampled {
-            let hash = vec![version as u8; 32];
-            one.sampled_versions =
-                vec![SampledVersion { policy_version: version, manifest_hash: hash }];
-        }
+        // Some see new weights between two messages.
+        let older = (sampled && version > 0 && self.rng.random_bool(0.3)).then(|| version - 1);
+        let versions = older.into_iter().chain(sampled.then_some(version));
+        one.sampled_versions = versions
+            .map(|policy_version| SampledVersion {
+                policy_version,
+                manifest_hash: vec![policy_version as u8; 32],
+            })
+            .collect();
         self.message(&mut one, Role::System, 5, Vec::new());
         self.message(&mut one, Role::User, 7, Vec::new());
-        for _ in 0..task.calls {
-            let calls = vec![self.call(malformed)];
+        for turn in 0..task.calls {
+            // Now and then two calls in one message.
+            let calls = 1 + u32::from(turn == 0 && self.rng.random_bool(0.2));
+            let calls = (0..calls).map(|_| self.call(sampled, malformed)).collect();
             let tokens = self.rng.random_range(8..40);
             self.message(&mut one, Role::Assistant, tokens, calls);
             self.message(&mut one, Role::Tool, 4, Vec::new());
         }
+        self.message(&mut one, Role::Assistant, 6, Vec::new());
         one.task = Some(task);
         one
     }
 
-    fn call(&mut self, malformed: bool) -> ToolCall {
+    fn call(&mut self, sampled: bool, malformed: bool) -> ToolCall {
         if malformed {
             let which = self.rng.random_range(0..6_usize).saturating_sub(3);
             let (status, raw) = (CallStatus::Malformed.into(), MALFORMED[which].into());
             return ToolCall { status, raw, ..ToolCall::default() };
         }
-        let raw = r#"{"name": "look", "arguments": {"stall": 3}}"#.into();
-        let (name, arguments_json) = ("look".into(), r#"{"stall":3}"#.into());
-        ToolCall { name, arguments_json, status: CallStatus::Ok.into(), raw }
+        let fails = sampled && self.rng.random_bool(0.1);
+        let failure = [CallStatus::BadArguments, CallStatus::UnknownTool, CallStatus::ToolError];
+        let failure = failure[self.rng.random_range(0..3)];
+        ToolCall {
+            name: "look".into(),
+            arguments_json: r#"{"stall":3}"#.into(),
+            status: if fails { failure } else { CallStatus::Ok }.into(),
+            raw: r#"{"name": "look", "arguments": {"stall": 3}}"#.into(),
+        }
     }
 
     /// Adds a message. The policy's tokens are the assistant's, all but the first.
     fn message(&mut self, one: &mut Trajectory, role: Role, tokens: u32, calls: Vec<ToolCall>) {
-        let version = one.sampled_versions.first().map_or(0, |sampled| sampled.policy_version);
+        let is_first = one.spans.iter().all(|span| span.role() != Role::Assistant);
+        let versions = &one.sampled_versions;
+        let version = if is_first { versions.first() } else { versions.last() };
+        let version = version.map_or(0, |sampled| sampled.policy_version);
         let start = one.token_ids.len() as u32;
         for token in 0..tokens {
             let acts = role == Role::Assistant && token > 0;
@@ -283,6 +299,7 @@ impl Run {
         let is_malformed = calls.iter().any(|call| call.status() == CallStatus::Malformed);
         let state = match role {
             Role::Assistant if is_malformed => StructuralState::Polluted,
+            Role::Assistant if calls.is_empty() => StructuralState::HealthyResponse,
             Role::Assistant => StructuralState::HealthyCall,
             _ => StructuralState::Unspecified,
         };
