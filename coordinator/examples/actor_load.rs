@@ -1,15 +1,17 @@
 //! Ten thousand actors that exist only on the wire: what one coordinator holds.
 //!
 //! Every actor has a connection of its own, a session, slots and heartbeats; an episode is a pause and
-//! then a trajectory of the given size. A learner that answers at once keeps admission going. Prints
-//! one JSON object.
+//! then a trajectory of the given size. A learner that answers at once keeps admission going. The
+//! coordinator is a process of its own, kept to one core, with a run in a new directory. Prints one
+//! JSON object.
 //!
 //! ```text
-//! ballast-coordinator --config bench/load.toml --set run.name=load --set run.directory=DIR &
-//! cargo run -p ballast-coordinator --example actor_load -- --address ADDR --actors 10000
+//! cargo run -p ballast-coordinator --example actor_load -- --program target/debug/ballast-coordinator
 //! ```
 
 use std::{
+    path::PathBuf,
+    process::{Child, Command},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -42,9 +44,15 @@ const CONNECTING_MAX: usize = 64;
 
 #[derive(Debug, Parser)]
 struct Args {
-    /// Address of the coordinator, HOST:PORT.
+    /// The coordinator's program.
     #[arg(long)]
-    address: String,
+    program: PathBuf,
+    /// Where its run is made; the disk that is measured.
+    #[arg(long, default_value = "target")]
+    directory: PathBuf,
+    /// Its configuration.
+    #[arg(long, default_value = "bench/load.toml")]
+    config: PathBuf,
     #[arg(long, default_value_t = 10_000)]
     actors: usize,
     /// Episodes an actor runs at once.
@@ -59,6 +67,65 @@ struct Args {
     /// Seconds to measure, after everybody is connected and every slot has run once.
     #[arg(long, default_value_t = 60.0)]
     seconds: f64,
+}
+
+/// The coordinator's process and its run.
+#[derive(Debug)]
+struct Coordinator {
+    process: Child,
+    directory: PathBuf,
+    address: String,
+}
+
+impl Coordinator {
+    /// Starts it on the first core and waits for its address.
+    async fn start(args: &Args) -> Result<Self> {
+        let directory = args.directory.join(format!("load-{}", std::process::id()));
+        std::fs::create_dir_all(&directory)?;
+        let process = Command::new("taskset")
+            .args(["-c", "0"])
+            .arg(&args.program)
+            .arg("--config")
+            .arg(&args.config)
+            .args(["--set", "run.name=load", "--set"])
+            .arg(format!("run.directory={}", directory.display()))
+            .env("BALLAST_LOG", "warn")
+            .spawn()
+            .context("cannot start the coordinator under taskset")?;
+        let file = directory.join("load/coordinator.address");
+        let written = async {
+            loop {
+                if let Ok(text) = std::fs::read_to_string(&file) {
+                    return text.trim().to_owned();
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let address = timeout(CONNECT_PATIENCE, written).await.context("it does not start")?;
+        Ok(Self { process, directory, address })
+    }
+
+    /// (processor seconds so far, resident bytes).
+    fn usage(&self) -> Result<(f64, u64)> {
+        /// Clock ticks a second and bytes of a page, as Linux on x86-64 has them.
+        const TICKS: f64 = 100.0;
+        const PAGE: u64 = 4096;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        // The name, in brackets, may hold spaces.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        let number = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
+        let (user, system) = (number(11).unwrap_or(0), number(12).unwrap_or(0));
+        Ok(((user + system) as f64 / TICKS, number(21).unwrap_or(0) * PAGE))
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        // It has nothing to lose, and neither has whoever runs this.
+        self.process.kill().ok();
+        self.process.wait().ok();
+        std::fs::remove_dir_all(&self.directory).ok();
+    }
 }
 
 /// What all actors did.
@@ -105,8 +172,13 @@ fn trajectory(assignment: &Assignment, tokens: usize) -> Trajectory {
 }
 
 /// One actor, until its stream ends.
-async fn act(args: Arc<Args>, counters: Arc<Counters>, number: usize) -> Result<()> {
-    let channel = net::endpoint(&args.address)?.connect().await?;
+async fn act(
+    args: Arc<Args>,
+    address: Arc<str>,
+    counters: Arc<Counters>,
+    number: usize,
+) -> Result<()> {
+    let channel = net::endpoint(&address)?.connect().await?;
     let (stream, messages) = mpsc::channel(64);
     let up = |message| ActorMessage { message: Some(message) };
     let hello = ActorHello {
@@ -161,8 +233,8 @@ async fn act(args: Arc<Args>, counters: Arc<Counters>, number: usize) -> Result<
 }
 
 /// A learner that has every step done at once.
-async fn learn(args: Arc<Args>, counters: Arc<Counters>) -> Result<()> {
-    let channel = net::endpoint(&args.address)?.connect().await?;
+async fn learn(address: Arc<str>, counters: Arc<Counters>) -> Result<()> {
+    let channel = net::endpoint(&address)?.connect().await?;
     let mut client = TrainingClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let request = NextBatchRequest {
         learner_id: "learner".into(),
@@ -196,7 +268,9 @@ async fn learn(args: Arc<Args>, counters: Arc<Counters>) -> Result<()> {
 async fn main() -> Result<()> {
     let args = Arc::new(Args::parse());
     let counters = Arc::new(Counters::default());
-    let (first, second) = (Arc::clone(&args), Arc::clone(&counters));
+    let coordinator = Coordinator::start(&args).await?;
+    let address: Arc<str> = coordinator.address.as_str().into();
+    let (first, second) = (Arc::clone(&address), Arc::clone(&counters));
     tokio::spawn(async move {
         if let Err(error) = learn(first, second).await {
             eprintln!("the learner failed: {error}");
@@ -206,10 +280,11 @@ async fn main() -> Result<()> {
     let started = Instant::now();
     for number in 0..args.actors {
         let (args, counters) = (Arc::clone(&args), Arc::clone(&counters));
+        let address = Arc::clone(&address);
         let turn = Arc::clone(&connecting).acquire_owned().await?;
         tokio::spawn(async move {
             let before = counters.connected.load(Relaxed);
-            let actor = act(args, Arc::clone(&counters), number);
+            let actor = act(args, address, Arc::clone(&counters), number);
             let waited = async {
                 while counters.connected.load(Relaxed) <= before {
                     sleep(Duration::from_millis(1)).await;
@@ -236,10 +311,12 @@ async fn main() -> Result<()> {
     let connect_s = started.elapsed().as_secs_f64();
     sleep(Duration::from_secs_f64(args.episode_s * 1.5)).await;
     counters.measuring.store(true, Relaxed);
+    let (processor, resident) = coordinator.usage()?;
     let (before, since) = (counters.acknowledged.load(Relaxed), Instant::now());
     sleep(Duration::from_secs_f64(args.seconds)).await;
     let measured = counters.acknowledged.load(Relaxed) - before;
     let seconds = since.elapsed().as_secs_f64();
+    let (processor_after, resident_after) = coordinator.usage()?;
     let mut latencies = std::mem::take(&mut *counters.latencies_ms.lock().await);
     latencies.sort_by(f64::total_cmp);
     let at = |share: f64| {
@@ -252,6 +329,9 @@ async fn main() -> Result<()> {
         "trajectories_per_s": measured as f64 / seconds,
         "acknowledged": measured,
         "steps": counters.steps.load(Relaxed),
+        "cores": (processor_after - processor) / seconds,
+        "resident_mb_before": resident as f64 / 1e6,
+        "resident_mb_after": resident_after as f64 / 1e6,
         "acknowledgement_ms_p50": at(0.5),
         "acknowledgement_ms_p99": at(0.99),
     });

@@ -61,7 +61,8 @@ fn main() {
         );
     }
     let seconds = world.busy.as_secs_f64();
-    println!("{:.0} events/s in all", world.handled as f64 / seconds);
+    let rate = world.handled as f64 / seconds;
+    println!("{{\"events_per_s\": {rate:.0}, \"peak_mb\": {:.0}}}", peak_mb());
 }
 
 fn peak_mb() -> f64 {

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::checkout::Checkout;
 use crate::{command, machine, setup, table};
 
+mod coordinator;
 mod quickstart;
 mod rollout;
 
@@ -48,6 +49,9 @@ enum Name {
     Quickstart,
     /// Sampling at three sizes, beside vLLM, llama.cpp and transformers. Installs them (10 GB).
     Rollout,
+    /// Durable appends beside Redis Streams, fjall, SQLite, redb and a bare file; the engine, recovery,
+    /// ten thousand actors. Needs redis-server.
+    Coordinator,
 }
 
 /// One metric and the two commands that measure it.
@@ -102,6 +106,7 @@ pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
     let (mut pairs, mut facts) = match options.name {
         Name::Quickstart => (quickstart::pairs(checkout)?, Vec::new()),
         Name::Rollout => rollout::measurements(checkout)?,
+        Name::Coordinator => return coordinator::run(checkout, options.only.as_deref()),
     };
     if let Some(text) = &options.only {
         pairs.retain(|pair| pair.metric.contains(text));
