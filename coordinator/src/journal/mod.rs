@@ -58,11 +58,11 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+mod appending;
 mod cursor;
 mod directory;
 pub mod format;
 mod intake;
-mod journal;
 mod objects;
 mod places;
 mod reader;
@@ -72,9 +72,9 @@ mod storage;
 mod takeover;
 mod writer;
 
+pub use appending::{AppendError, Journal, Opened};
 pub use directory::{Directory, SEGMENT_BYTES};
 pub use intake::{INTAKE_BYTES_MAX, INTAKE_RECORDS_MAX, Intake, Permit};
-pub use journal::{AppendError, Journal, Opened};
 pub use objects::Objects;
 pub use reader::{ReadError, Reader};
 pub use records::Records;

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 
 use super::{
     Location, Permit, Position, Record,
+    appending::{AppendError, Journal},
     intake::INTAKE_RECORDS_MAX,
-    journal::{AppendError, Journal},
 };
 
 /// Records in one commit.
