@@ -1,5 +1,8 @@
 use super::*;
 
+/// Makes a state.
+type Make = fn() -> Batches;
+
 fn batch(step: u64, kind: StepKind) -> Arc<Batch> {
     Arc::new(Batch {
         step,
@@ -101,7 +104,7 @@ fn every_learner_that_comes_gets_what_it_lacks() {
         batches.disconnect(StreamId(1));
         batches
     }
-    let states: [(&str, fn() -> Batches); 5] = [
+    let states: [(&str, Make); 5] = [
         ("nobody was here", batches),
         ("steps 1 and 2 were served", || gone(0)),
         ("they are answered", || gone(2)),
@@ -167,7 +170,7 @@ fn every_answer_is_taken_by_what_is_next() {
         served(&mut batches);
         batches
     };
-    let states: [(&str, fn() -> Batches); 6] = [
+    let states: [(&str, Make); 6] = [
         ("nobody is here", batches),
         ("1 and 2 are served", || after(0)),
         ("1 is answered", || after(1)),

@@ -94,6 +94,7 @@ fn member(state: &str) -> Membership {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn every_state_answers_every_event() {
     use Event::{Connect, CoordinatorStarted, Credit, Disconnect, Drain, Forget, Take};
     let events = [

@@ -32,6 +32,7 @@ struct Book {
 }
 
 impl Book {
+    #[allow(clippy::too_many_lines, reason = "one arm for each kind of record")]
     fn record(&mut self, position: usize, entry: &JournalEntry, trajectory: Option<&Trajectory>) {
         let t_s = entry.t_us as f64 / 1e6;
         let actor = entry.session.and_then(|session| self.streams.get(&session)).cloned();

@@ -311,7 +311,7 @@ impl Run {
         if self.rng.random_bool(0.1) {
             self.lead(1 + step);
         }
-        let kind = if step % 3 == 0 { StepKind::Sft } else { StepKind::Rl };
+        let kind = if step.is_multiple_of(3) { StepKind::Sft } else { StepKind::Rl };
         let (mut groups, mut replaced) = (Vec::new(), Vec::new());
         while kind == StepKind::Rl && (groups.len() as u64) < GROUPS {
             let group = self.group(step);
@@ -332,13 +332,13 @@ impl Run {
             demonstrations,
             replaced,
             sft_weight_bits: (step as f64 / 8.0).to_bits(),
-            reset_optimizer: step % 3 == 0,
+            reset_optimizer: step.is_multiple_of(3),
         };
         let decision = self.decision(step, kind);
         let planned = [Kind::Decision(decision), Kind::Batch(planned)];
         self.entry(Event::DeadlineReached(DeadlineReached {}), None, planned);
         self.complete(step, kind);
-        if step % 5 == 0 {
+        if step.is_multiple_of(5) {
             self.look(step);
         }
         if self.rng.random_bool(0.1) {
@@ -398,13 +398,13 @@ impl Run {
             step,
             kind: kind.into(),
             manifest_hash: hash.clone(),
-            skipped: step % 7 == 0,
+            skipped: step.is_multiple_of(7),
             metrics: [loss, ("train/entropy".into(), 0.5)].into(),
             checkpoint: None,
         };
         let actors = BTreeMap::from([("actor/idle_share".to_owned(), 0.25)]);
         let completed = StepCompleted { request: Some(request), actors };
-        let skipped = step % 7 == 0;
+        let skipped = step.is_multiple_of(7);
         let finished = StepFinished { step, kind: kind.into(), manifest_hash: hash, skipped };
         self.entry(Event::StepCompleted(completed), None, [Kind::Step(finished)]);
     }
@@ -427,7 +427,7 @@ impl Run {
             who: "anna".into(),
             what: "set schedule.sft_steps=2".into(),
             reason: "it forgets".into(),
-            refusal: if step % 10 == 0 { "too late".into() } else { String::new() },
+            refusal: if step.is_multiple_of(10) { "too late".into() } else { String::new() },
         };
         let phase = PhaseBegan { phase: "rl".into(), step };
         let effects = [

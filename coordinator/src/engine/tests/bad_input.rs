@@ -16,6 +16,9 @@ use super::{
 };
 use crate::engine::{CallId, ChangeRefusal, Event, StreamId, training};
 
+/// Makes a message wrong.
+type Spoil<T> = fn(&mut T);
+
 /// An actor that runs one explored episode, and a learner of step 0 with a vocabulary of 100.
 fn exploring_world() -> World {
     let mut world = World::new(exploring());
@@ -48,7 +51,7 @@ fn reported(fault: impl FnOnce(&mut TrajectorySummary)) -> (World, String) {
 
 #[test]
 fn a_trajectory_that_is_not_what_was_asked_for_is_refused() {
-    let faults: [(fn(&mut TrajectorySummary), &str); 7] = [
+    let faults: [(Spoil<TrajectorySummary>, &str); 7] = [
         (|one| one.sampling_seed ^= 1, "not the episode that was assigned"),
         (|one| one.group_id = Some(99), "not the episode that was assigned"),
         (|one| one.task = None, "not the episode that was assigned"),
@@ -66,7 +69,7 @@ fn a_trajectory_that_is_not_what_was_asked_for_is_refused() {
 
 #[test]
 fn weights_that_were_never_published_are_named_and_not_trained_on() {
-    let faults: [(fn(&mut TrajectorySummary), &str); 4] = [
+    let faults: [(Spoil<TrajectorySummary>, &str); 4] = [
         (|one| one.sampled_versions[0].manifest_hash = hash(9), "v0 that was never published"),
         (|one| one.sampled_versions[0].manifest_hash.clear(), "v0 that was never published"),
         // Newer than any published, and than any that may have been published unheard.
@@ -182,7 +185,7 @@ fn refused(change: impl FnOnce(&mut NextBatchRequest)) -> String {
 
 #[test]
 fn a_learner_that_does_not_belong_here_is_told_why() {
-    let cases: [(fn(&mut NextBatchRequest), &str); 6] = [
+    let cases: [(Spoil<NextBatchRequest>, &str); 6] = [
         (|one| one.run_id = "other".into(), "belongs to run other, and this is run run"),
         (|one| one.manifest_hash.truncate(31), "manifest_hash must have 32 bytes"),
         (|one| one.generation -= 1, "has been seen; this one was replaced"),
@@ -198,7 +201,7 @@ fn a_learner_that_does_not_belong_here_is_told_why() {
 
 #[test]
 fn an_answer_that_nobody_asked_for_is_told_why() {
-    let cases: [(fn(&mut CompleteStepRequest), &str); 6] = [
+    let cases: [(Spoil<CompleteStepRequest>, &str); 6] = [
         (|one| one.kind = 0, "kind is missing"),
         (|one| one.kind = 99, "kind is missing"),
         (|one| one.manifest_hash.clear(), "manifest_hash must have 32 bytes"),

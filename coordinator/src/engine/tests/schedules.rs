@@ -54,11 +54,13 @@ fn kinds(world: &World) -> String {
 
 /// Reasons in the journal, in order.
 fn journaled(world: &World) -> Vec<&ScheduleDecision> {
-    let decision = |effect| match effect {
-        &Effect::Decision(ref decision) => Some(decision),
-        _ => None,
-    };
-    world.effects().filter_map(decision).collect()
+    let mut decisions = Vec::new();
+    for effect in world.effects() {
+        if let Effect::Decision(decision) = effect {
+            decisions.push(decision);
+        }
+    }
+    decisions
 }
 
 #[test]
