@@ -35,7 +35,7 @@ enum Command {
         The same command goes on with a run that was interrupted.")]
     Up(up::UpArgs),
     #[command(flatten)]
-    Admin(admin::Command),
+    Admin(Box<admin::Command>),
     /// Draw a run's curves from its metrics.
     #[command(
         after_help = "Example:\n  ballast plot runs/long     into runs/long/plots/*.{svg,png}"
