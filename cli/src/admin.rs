@@ -45,7 +45,7 @@ impl Ask {
         request: Q,
         rpc: impl AsyncFn(&mut Client, Request<Q>) -> Result<Response<A>, Status>,
     ) -> anyhow::Result<A> {
-        client::call(self.target.addresses()?, &request, rpc).await
+        client::call(self.target.candidates()?, &request, rpc).await
     }
 
     /// Makes a call and prints its answer: as JSON, or as `describe` puts it for people.

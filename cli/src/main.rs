@@ -40,6 +40,7 @@ enum Command {
     /// Train on a run's recorded batches again and compare the weights, bit for bit.
     #[command(after_help = "Example:\n  ballast replay runs/long --from-step 100")]
     Replay(replay::ReplayArgs),
+    Admin(Box<admin::Command>),
     /// Draw a run's curves from its metrics.
     #[command(
         after_help = "Example:\n  ballast plot runs/long     into runs/long/plots/*.{svg,png}"

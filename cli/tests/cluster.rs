@@ -20,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// A cluster in a directory of its own.
 struct Cluster {
     directory: tempfile::TempDir,
+    overrides: Vec<String>,
     child: Option<Child>,
 }
 
@@ -27,26 +28,45 @@ impl Cluster {
     /// Starts `ballast up` with the quickstart's configuration and these overrides.
     fn start(overrides: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         for role in ["actor", "learner", "coordinator"] {
             let program =
                 Path::new(env!("CARGO_BIN_EXE_ballast")).with_file_name(format!("ballast-{role}"));
             assert!(program.is_file(), "{} is missing: run `cargo build`", program.display());
         }
-        let runs = directory.path().join("runs");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ballast"));
-        command.current_dir(&root).args(["up", "--plain", "--config"]);
-        command.arg("examples/market/quickstart.toml");
         let fixed = [
             "run.name=test".to_owned(),
-            format!("run.directory={}", runs.display()),
+            format!("run.directory={}", directory.path().join("runs").display()),
             "coordinator.listen=127.0.0.1:0".to_owned(),
         ];
-        for setting in fixed.iter().map(String::as_str).chain(overrides.iter().copied()) {
-            command.args(["--set", setting]);
-        }
+        let given = overrides.iter().map(|&given| given.to_owned());
+        let overrides = fixed.into_iter().chain(given).collect();
+        let mut cluster = Self { directory, overrides, child: None };
+        cluster.up();
+        cluster
+    }
+
+    /// Starts `ballast up`, with the same flags each time.
+    fn up(&mut self) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ballast"));
+        command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+        command.args(["up", "--plain", "--config", "examples/market/quickstart.toml"]);
+        command.args(self.overrides.iter().flat_map(|setting| ["--set", setting.as_str()]));
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        Self { directory, child: Some(child.expect("ballast starts")) }
+        self.child = Some(child.expect("ballast starts"));
+    }
+
+    /// Kills `ballast up`, and with it everything it started.
+    fn kill_all(&mut self) {
+        let mut child = self.child.take().expect("running");
+        child.kill().expect("a living ballast");
+        child.wait().expect("its end");
+        for role in ["ballast-coordinator", "ballast-learner", "ballast-actor"] {
+            let started = Instant::now();
+            while self.find(role).is_some() {
+                assert!(started.elapsed() < PATIENCE, "a {role} outlived ballast");
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
     }
 
     fn run(&self, name: &str) -> PathBuf {
@@ -108,6 +128,10 @@ impl Cluster {
 
     /// Process id.
     fn newest(&self, role: &str) -> i32 {
+        self.find(role).unwrap_or_else(|| panic!("no {role} is running"))
+    }
+
+    fn find(&self, role: &str) -> Option<i32> {
         let runs = self.directory.path().display().to_string();
         let process = fs::read_dir("/proc").expect("a proc file system").filter_map(|entry| {
             let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
@@ -116,7 +140,7 @@ impl Cluster {
             let program = line.split('\0').next()?.to_owned();
             (program.ends_with(role) && line.contains(&runs)).then_some(pid)
         });
-        process.max().unwrap_or_else(|| panic!("no {role} is running"))
+        process.max()
     }
 
     fn ballast(&self, arguments: &[&str]) -> Output {
@@ -124,15 +148,25 @@ impl Cluster {
         Command::new(env!("CARGO_BIN_EXE_ballast"))
             .args(arguments)
             .args(["--coordinator", address.trim()])
+            .env("USER", "ada")
             .output()
             .expect("ballast runs")
     }
 
-    fn wait(&mut self) {
+    /// Waits for the end of the run; all that `ballast up` said.
+    fn wait(&mut self) -> String {
         let output = self.child.take().expect("running").wait_with_output().expect("it ends");
         let text = String::from_utf8_lossy(&output.stdout).into_owned()
             + &String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{text}\n{}", self.logs());
+        text
+    }
+
+    /// Steps of metrics.jsonl, without its evaluations.
+    fn steps(&self) -> Vec<u64> {
+        let metrics = self.metrics();
+        let steps = metrics.iter().filter(|line| line["kind"] != "evaluation");
+        steps.filter_map(|line| line["step"].as_u64()).collect()
     }
 
     fn logs(&self) -> String {
@@ -201,17 +235,61 @@ fn a_killed_actor_and_a_killed_learner_lose_nothing() {
     assert_every_episode_is_accounted_for(&result);
     let lost = &result["episodes"]["cancelled_by_reason"]["actor_lost"];
     assert!(lost.as_u64().is_some_and(|lost| lost > 0), "{result}");
-    let mut steps: Vec<u64> = cluster
-        .metrics()
-        .iter()
-        .filter(|line| line["kind"] != "evaluation")
-        .filter_map(|line| line["step"].as_u64())
-        .collect();
+    let mut steps = cluster.steps();
     steps.dedup();
     assert_eq!(steps, (1..=26).collect::<Vec<u64>>(), "every step once and in order");
     let restarts = fs::read_to_string(cluster.run("cluster.json")).expect("cluster.json");
     let restarts: Value = serde_json::from_str(&restarts).expect("it is JSON");
     assert!(number(&restarts, "restarts") >= 2.0, "{restarts}");
+}
+
+#[test]
+fn a_killed_coordinator_and_a_killed_cluster_go_on_where_they_were() {
+    let mut cluster = Cluster::start(&[
+        "schedule.cold_start_steps_max=6",
+        "schedule.cold_start_check_every=6",
+        "schedule.cold_start_success=1.0",
+        "schedule.steps=24",
+        "learner.checkpoint_every=5",
+        "evaluation.tasks=16",
+        "evaluation.check_tasks=8",
+        "tasks.demonstrations=32",
+        "rl.groups_per_batch=4",
+        "rl.staleness_max=2",
+    ]);
+    cluster.await_step(8);
+    let others = ["ballast-actor", "ballast-learner"].map(|role| cluster.newest(role));
+    cluster.kill("ballast-coordinator");
+    cluster.await_step(12);
+    let alive = ["ballast-actor", "ballast-learner"].map(|role| cluster.newest(role));
+    assert_eq!(alive, others, "the coordinator took others with it");
+    let reason = "structure slips";
+    let change = cluster.ballast(&["schedule", "set", "kind=adaptive", "--reason", reason]);
+    assert!(change.status.success(), "{}", String::from_utf8_lossy(&change.stderr));
+    cluster.await_step(16);
+    cluster.kill_all();
+    cluster.up();
+    cluster.await_step(24);
+    let answer = |command: &[&str]| -> Value {
+        let output = cluster.ballast(&[command, &["--json"]].concat());
+        serde_json::from_slice(&output.stdout).expect("it is JSON")
+    };
+    assert_eq!(answer(&["schedule"])["kind"], "adaptive");
+    let audit = &answer(&["audit"])["entries"][0];
+    assert_eq!(
+        (&audit["what"], &audit["reason"]),
+        (&"set schedule.kind=adaptive".into(), &reason.into())
+    );
+    assert!(audit["who"].as_str().is_some_and(|who| who.starts_with("ada")), "{audit}");
+    let said = cluster.wait();
+    assert!(said.contains("run test goes on at step "), "{said}");
+
+    assert_every_episode_is_accounted_for(&cluster.result());
+    assert_eq!(cluster.steps(), (1..=30).collect::<Vec<u64>>(), "every step once and in order");
+    let program = Path::new(env!("CARGO_BIN_EXE_ballast")).with_file_name("ballast-coordinator");
+    let check = Command::new(program).args(["journal", "check"]).arg(cluster.run("")).output();
+    let check = check.expect("the checker runs");
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
 }
 
 #[test]

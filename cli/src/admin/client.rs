@@ -1,11 +1,14 @@
 //! One call to the coordinator: every address in turn, a standby's word on who leads, and errors for
 //! people.
 
-use std::{collections::VecDeque, env, time::Duration};
+use std::{env, time::Duration};
 
 use anyhow::anyhow;
 use ballast_proto::{MESSAGE_BYTES_MAX, v1::admin_client::AdminClient};
-use ballast_runtime::net;
+use ballast_runtime::{
+    leader::{Candidates, LEADER_METADATA, Turn},
+    net,
+};
 use tonic::{
     Code, Request, Response, Status,
     metadata::{Ascii, MetadataValue},
@@ -14,8 +17,6 @@ use tonic::{
 
 /// Request header with the name of whoever asks; the audit log quotes it.
 const USER_HEADER: &str = "ballast-user";
-/// Header of a standby's refusal: address of the coordinator that leads, empty if it knows none.
-const LEADER_HEADER: &str = "ballast-leader";
 /// A change waits for the journal; people are not to wait for ever.
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
 
@@ -32,21 +33,29 @@ pub(crate) async fn connect(address: &str) -> anyhow::Result<Client> {
     Ok(AdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
-/// Makes one call at the first address that answers. A standby names the leader, which is then asked.
+/// Makes one call at the first of the candidates that answers, each asked once. A standby names the
+/// leader, which is then asked.
 ///
 /// # Errors
 /// The coordinator's refusal, or why there was no answer.
 pub(super) async fn call<Q: Clone, A>(
-    addresses: Vec<String>,
+    mut candidates: Candidates,
     request: &Q,
     rpc: impl AsyncFn(&mut Client, Request<Q>) -> Result<Response<A>, Status>,
 ) -> anyhow::Result<A> {
-    let mut route = Route::over(addresses);
-    while let Some(address) = route.next() {
+    let mut tried: Vec<String> = Vec::new();
+    loop {
+        let Turn { address, begins_round } = candidates.next_turn();
+        if begins_round && !tried.is_empty() {
+            return Err(nobody(&tried));
+        }
         match call_at(&address, request, &rpc).await {
             Ok(answer) => return Ok(answer),
-            Err(Failure::Absent(cause)) => route.absent(&address, &cause),
-            Err(Failure::Standby(leader)) => route.standby(&address, leader),
+            Err(Failure::Absent(cause)) => tried.push(format!("{address} ({cause})")),
+            Err(Failure::Standby(leader)) => {
+                tried.push(format!("{address} (a standby, which names {leader})"));
+                candidates.on_named(&address, &leader);
+            }
             Err(Failure::Refused(status)) => return Err(explain(&address, &status)),
             Err(Failure::Silent) => {
                 let seconds = ANSWER_WAIT.as_secs();
@@ -57,15 +66,14 @@ pub(super) async fn call<Q: Clone, A>(
             }
         }
     }
-    Err(route.exhausted())
 }
 
 /// Why a call at one address came to nothing.
 enum Failure {
     /// Nobody is there.
     Absent(String),
-    /// A standby is. It did nothing, and may know who leads.
-    Standby(Option<String>),
+    /// A standby is. It did nothing, and names who leads.
+    Standby(String),
     /// The coordinator says no.
     Refused(Status),
     /// The coordinator says nothing.
@@ -99,13 +107,19 @@ fn user() -> Option<MetadataValue<Ascii>> {
 }
 
 fn classify(status: Status) -> Failure {
-    match status.metadata().get(LEADER_HEADER) {
-        Some(leader) if status.code() == Code::Unavailable => {
-            let leader = leader.to_str().ok().filter(|leader| net::endpoint(leader).is_ok());
-            Failure::Standby(leader.map(str::to_owned))
-        }
+    let leader = status.metadata().get(LEADER_METADATA).and_then(|leader| leader.to_str().ok());
+    match leader {
+        Some(leader) if status.code() == Code::Unavailable => Failure::Standby(leader.to_owned()),
         _ => Failure::Refused(status),
     }
+}
+
+fn nobody(tried: &[String]) -> anyhow::Error {
+    anyhow!(
+        "no coordinator answers at {}; its run may have ended, or it is being restarted; choose \
+         another with --run NAME or --coordinator HOST:PORT",
+        tried.join(", ")
+    )
 }
 
 /// What a refusal means, for people. What is wrong with a request the coordinator says in full.
@@ -127,81 +141,9 @@ fn explain(address: &str, status: &Status) -> anyhow::Error {
     }
 }
 
-/// The addresses still to be tried, and what came of the others. Pure.
-#[derive(Debug)]
-struct Route {
-    ahead: VecDeque<String>,
-    /// A standby was believed once; two that name each other end here.
-    redirected: bool,
-    /// Each address that was tried, with what came of it.
-    tried: Vec<String>,
-}
-
-impl Route {
-    fn over(addresses: Vec<String>) -> Self {
-        Self { ahead: addresses.into(), redirected: false, tried: Vec::new() }
-    }
-
-    fn next(&mut self) -> Option<String> {
-        self.ahead.pop_front()
-    }
-
-    fn absent(&mut self, address: &str, cause: &str) {
-        self.tried.push(format!("{address} ({cause})"));
-    }
-
-    fn standby(&mut self, address: &str, leader: Option<String>) {
-        match leader {
-            Some(leader) if !self.redirected => {
-                self.redirected = true;
-                self.tried.push(format!("{address} (a standby, which names {leader})"));
-                self.ahead.push_front(leader);
-            }
-            Some(_) => self.tried.push(format!("{address} (a standby too)")),
-            None => self.tried.push(format!("{address} (a standby that knows no leader)")),
-        }
-    }
-
-    fn exhausted(&self) -> anyhow::Error {
-        anyhow!(
-            "no coordinator answers at {}; its run may have ended, or it is being restarted; choose \
-             another with --run NAME or --coordinator HOST:PORT",
-            self.tried.join(", ")
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn route(addresses: &[&str]) -> Route {
-        Route::over(addresses.iter().map(|&address| address.to_owned()).collect())
-    }
-
-    #[test]
-    fn each_address_is_tried_once_and_all_are_named() {
-        let mut route = route(&["a:1", "b:2"]);
-        while let Some(address) = route.next() {
-            route.absent(&address, "refused");
-        }
-        let error = route.exhausted().to_string();
-        assert!(error.contains("at a:1 (refused), b:2 (refused); its run"), "{error}");
-    }
-
-    #[test]
-    fn a_leader_is_asked_before_the_other_addresses_and_only_once() {
-        let mut route = route(&["a:1", "b:2"]);
-        let first = route.next().expect("the first");
-        route.standby(&first, Some("c:3".into()));
-        let leader = route.next().expect("the leader");
-        assert_eq!(leader, "c:3");
-        // It was deposed meanwhile, and names the one that had named it.
-        route.standby(&leader, Some("a:1".into()));
-        assert_eq!(route.next().as_deref(), Some("b:2"));
-        route.standby("b:2", None);
-        assert_eq!(route.next(), None);
-    }
 
     #[test]
     fn a_standby_is_known_by_its_header() {
@@ -209,15 +151,12 @@ mod tests {
             let mut status = Status::new(code, "not now");
             if let Some(leader) = leader {
                 let leader = leader.parse().expect("an ASCII value");
-                status.metadata_mut().insert(LEADER_HEADER, leader);
+                status.metadata_mut().insert(LEADER_METADATA, leader);
             }
             status
         };
         let unavailable = |leader| classify(status(Code::Unavailable, leader));
-        assert!(
-            matches!(unavailable(Some("b:2")), Failure::Standby(Some(leader)) if leader == "b:2")
-        );
-        assert!(matches!(unavailable(Some("")), Failure::Standby(None)));
+        assert!(matches!(unavailable(Some("b:2")), Failure::Standby(leader) if leader == "b:2"));
         assert!(matches!(unavailable(None), Failure::Refused(_)));
         let refused = classify(status(Code::NotFound, Some("b:2")));
         assert!(matches!(refused, Failure::Refused(_)));

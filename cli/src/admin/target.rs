@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use ballast_runtime::net;
+use ballast_runtime::leader::Candidates;
 
 /// File in a run directory that holds the coordinator's address.
 pub(crate) const ADDRESS_FILE: &str = "coordinator.address";
@@ -16,8 +16,9 @@ pub(crate) const ADDRESS_FILE: &str = "coordinator.address";
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Target {
     /// Addresses of the coordinator and its standbys; the first one that answers is asked.
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', conflicts_with = "run")]
-    coordinator: Vec<String>,
+    #[arg(long, value_name = "HOST:PORT[,...]", conflicts_with = "run",
+        value_parser = Candidates::parse)]
+    coordinator: Option<Candidates>,
     /// Name of a local run; without it and without --coordinator, the newest one.
     #[arg(long, value_name = "NAME")]
     run: Option<String>,
@@ -27,10 +28,10 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// The addresses to try in this order: as given, or read from the run directory.
-    pub(super) fn addresses(&self) -> anyhow::Result<Vec<String>> {
-        if !self.coordinator.is_empty() {
-            return Ok(self.coordinator.clone());
+    /// The addresses to try: as given, or read from the run directory.
+    pub(super) fn candidates(&self) -> anyhow::Result<Candidates> {
+        if let Some(candidates) = &self.coordinator {
+            return Ok(candidates.clone());
         }
         let file = match &self.run {
             Some(run) => self.directory.join(run).join(ADDRESS_FILE),
@@ -39,7 +40,7 @@ impl Target {
                 format!("no run in {directory}; start one with `ballast up`, or give --coordinator HOST:PORT")
             })?,
         };
-        Ok(vec![read_address(&file)?])
+        Ok(Candidates::parse(&read_address(&file)?)?)
     }
 }
 
@@ -48,7 +49,7 @@ pub(crate) fn read_address(file: &Path) -> anyhow::Result<String> {
     let text = fs::read_to_string(file)
         .with_context(|| format!("no coordinator address in {}", file.display()))?;
     let address = text.trim();
-    if net::endpoint(address).is_err() {
+    if Candidates::parse(address).is_err() {
         bail!("{} holds no address; give --coordinator HOST:PORT", file.display());
     }
     Ok(address.to_owned())
@@ -70,7 +71,7 @@ mod tests {
 
     fn target(directory: &Path, run: Option<&str>) -> Target {
         let run = run.map(str::to_owned);
-        Target { coordinator: Vec::new(), run, directory: directory.to_owned() }
+        Target { coordinator: None, run, directory: directory.to_owned() }
     }
 
     #[test]
@@ -84,15 +85,16 @@ mod tests {
             let written = SystemTime::now() - Duration::from_secs(age_s);
             file.set_modified(written).expect("a settable time");
         }
-        assert_eq!(target(runs.path(), None).addresses().expect("newest"), ["new:7711"]);
-        assert_eq!(target(runs.path(), Some("old")).addresses().expect("named"), ["old:7711"]);
+        let first =
+            |run| target(runs.path(), run).candidates().expect("an address").next_turn().address;
+        assert_eq!((first(None), first(Some("old"))), ("new:7711".into(), "old:7711".into()));
     }
 
     #[test]
     fn a_missing_or_broken_address_is_explained() {
         let runs = tempfile::tempdir().expect("a temporary directory");
         let message =
-            |run| format!("{:#}", target(runs.path(), run).addresses().expect_err("no run"));
+            |run| format!("{:#}", target(runs.path(), run).candidates().expect_err("no run"));
         assert!(message(None).contains("start one with `ballast up`"));
         assert!(message(Some("absent")).contains("absent/coordinator.address"));
         fs::create_dir(runs.path().join("broken")).expect("a run directory");
