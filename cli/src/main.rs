@@ -36,11 +36,10 @@ enum Command {
         The same command goes on with a run that was interrupted.")]
     Up(up::UpArgs),
     #[command(flatten)]
-    Admin(admin::Command),
+    Admin(Box<admin::Command>),
     /// Train on a run's recorded batches again and compare the weights, bit for bit.
     #[command(after_help = "Example:\n  ballast replay runs/long --from-step 100")]
     Replay(replay::ReplayArgs),
-    Admin(Box<admin::Command>),
     /// Draw a run's curves from its metrics.
     #[command(
         after_help = "Example:\n  ballast plot runs/long     into runs/long/plots/*.{svg,png}"
