@@ -10,7 +10,7 @@ use crate::{
     entry,
     journal::{
         self, AppendError, Directory, Journal, OpenError, Opened, Position, ReadError, Reader,
-        Record, StorageError, Term,
+        Record, StorageError, Stored, Term,
     },
     rebuild::{self, RebuildError, Rebuilt},
 };
@@ -86,16 +86,32 @@ pub fn recover(
     term: Option<Term>,
 ) -> Result<Recovered, RecoveryError> {
     let storage = Arc::new(Directory::create(directory)?);
-    let Opened { mut journal, snapshot, records } = Journal::open(storage, term)?;
+    take_up(config, Journal::open(storage, term)?)
+}
+
+/// Rebuilds the run of a journal that is taken over, or begins the configured one in it.
+///
+/// # Errors
+/// See [`RecoveryError`].
+pub fn take_up(config: &Config, opened: Opened) -> Result<Recovered, RecoveryError> {
+    let Opened { mut journal, snapshot, records } = opened;
     let reader = journal.reader();
-    let rebuilt = match snapshot.as_ref().and_then(rebuild::from_snapshot) {
-        Some(mut run) => {
-            for stored in records {
-                run.replay(&stored?)?;
+    let rebuilt = match &snapshot {
+        None => from_the_first(records)?,
+        Some(snapshot) => match rebuild::from_snapshot(snapshot) {
+            Some(mut run) => {
+                for stored in records {
+                    run.replay(&stored?)?;
+                }
+                Some(run)
             }
-            Some(run)
-        }
-        None => from_the_first(&reader)?,
+            // Not past where this leadership begins: a deposed leader that does not know it yet may
+            // still write there, and none of that counts.
+            None => {
+                let count = usize::try_from(journal.next_position().0).unwrap_or(usize::MAX);
+                from_the_first(reader.records_from(Position(0))?.take(count))?
+            }
+        },
     };
     let run = match rebuilt {
         Some(run) => {
@@ -118,10 +134,12 @@ pub fn recover(
     Ok(Recovered { run, journal, reader, next, term })
 }
 
-/// Replays a journal from its first record; `None` if there is none.
-fn from_the_first(reader: &Reader) -> Result<Option<Rebuilt>, RecoveryError> {
+/// Replays these records, which begin with the first; `None` if there is none.
+fn from_the_first(
+    records: impl Iterator<Item = Result<Stored, ReadError>>,
+) -> Result<Option<Rebuilt>, RecoveryError> {
     let mut run: Option<Rebuilt> = None;
-    for stored in reader.records_from(Position(0))? {
+    for stored in records {
         let stored = stored?;
         match &mut run {
             None => run = Some(rebuild::from_first(&stored)?),

@@ -31,6 +31,9 @@ pub(super) struct Cursor {
     buffer_at: u64,
 }
 
+/// Where the next group begins, and the position of its first record.
+pub(super) type Place = (u64, Position);
+
 /// A group that is whole.
 #[derive(Debug)]
 pub(super) struct Group {
@@ -68,6 +71,17 @@ impl Cursor {
     pub(super) fn open(storage: &dyn Storage, entry: Entry) -> Result<Self, ReadError> {
         let starts = storage.read_starts(&[entry.segment], READ_BYTES)?;
         Self::new(storage, entry, starts.into_iter().next().unwrap_or_default())
+    }
+
+    /// Where it is.
+    pub(super) fn place(&self) -> Place {
+        (self.offset, self.position)
+    }
+
+    /// Goes back to where it was, to read again what is there now.
+    pub(super) fn return_to(&mut self, (offset, position): Place) {
+        (self.offset, self.position) = (offset, position);
+        self.buffer.clear();
     }
 
     /// The next group; `None` at the end. Where the end is not known, it is before the first group

@@ -3,7 +3,7 @@
 
 use super::{
     Position, SegmentNumber, Term,
-    cursor::Cursor,
+    cursor::{Cursor, Place},
     format::{Header, Link},
     reader::{ReadError, data_segments, header},
     storage::{Entry, Storage, StorageError},
@@ -11,6 +11,10 @@ use super::{
 
 /// Claims that may be lost to other writers before a takeover gives up.
 const CLAIMS_MAX: usize = 100;
+
+/// Times the end is read again because it was not where it had been. Who is deposed commits once more
+/// at most, but may try that for as long as its disk refuses.
+const READS_MAX: usize = 100;
 
 /// Why a journal cannot be opened for writing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -109,13 +113,36 @@ pub(super) fn find(
     let Some(last) = segments.last().copied() else {
         return Ok(Found { segments, end: None, next: Position(0) });
     };
-    // Before reading, so that what is read is what the disk has; and after it, because a leader that
-    // does not know yet that it is deposed may have written in between.
+    // Before reading, so that what is read is what the disk has.
     storage.settle(last.segment)?;
     let mut cursor = Cursor::open(storage, last)?;
-    let end = (!storage.grows()).then_some(last.bytes);
-    while cursor.next_group(storage, end)?.is_some() {}
-    storage.settle(last.segment)?;
-    let end = Some(Link { segment: last.segment, end: cursor.offset });
-    Ok(Found { segments, end, next: cursor.position })
+    let mut before_last = read_to_end(storage, &mut cursor)?;
+    for _ in 0..READS_MAX {
+        // And after it, because a leader that does not know yet that it is deposed may have written in
+        // between. Its sync may have failed, too: then the group is not on the disk, and does not count.
+        let found = cursor.place();
+        storage.settle(last.segment)?;
+        if let Some(before_last) = before_last {
+            cursor.return_to(before_last);
+        }
+        before_last = read_to_end(storage, &mut cursor)?.or(before_last);
+        if cursor.place() == found {
+            let end = Some(Link { segment: last.segment, end: cursor.offset });
+            return Ok(Found { segments, end, next: cursor.position });
+        }
+    }
+    Err(OpenError::Contended)
+}
+
+/// Returns the place before the last group, if there was one more.
+fn read_to_end(storage: &dyn Storage, cursor: &mut Cursor) -> Result<Option<Place>, ReadError> {
+    let end = (!storage.grows()).then_some(cursor.entry.bytes);
+    let mut before_last = None;
+    loop {
+        let place = cursor.place();
+        if cursor.next_group(storage, end)?.is_none() {
+            return Ok(before_last);
+        }
+        before_last = Some(place);
+    }
 }

@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("learner", &["proto", "chat", "arena", "policy", "runtime"]),
     ("coordinator", &["proto", "chat", "arena", "runtime"]),
     ("cli", &["proto", "chat", "arena", "runtime"]),
+    ("sim", &["proto", "chat", "arena", "runtime", "actor", "learner", "coordinator"]),
     ("xtask", &[]),
 ];
 
@@ -25,7 +26,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const TORCH_USERS: &[&str] = &["policy", "learner"];
 
 /// Crates of ours that must build where there is no libtorch.
-const TORCH_FREE: &[&str] = &["proto", "chat", "arena", "runtime", "coordinator", "cli", "xtask"];
+const TORCH_FREE: &[&str] =
+    &["proto", "chat", "arena", "runtime", "coordinator", "cli", "sim", "xtask"];
 
 /// libtorch's bindings.
 const TORCH: &str = "tch";
@@ -180,8 +182,15 @@ mod tests {
 
     #[test]
     fn a_crate_that_the_table_does_not_know_is_caught() {
-        let faults = faults_with(edge("ballast-sim", "ballast-proto"));
-        assert!(faults[0].starts_with("sim is new"), "{faults:?}");
+        let faults = faults_with(edge("ballast-scheduler", "ballast-proto"));
+        assert!(faults[0].starts_with("scheduler is new"), "{faults:?}");
+    }
+
+    #[test]
+    fn the_simulation_sees_the_roles_and_none_sees_it() {
+        assert_eq!(faults_with(edge("ballast-sim", "ballast-coordinator")), Vec::<String>::new());
+        let faults = faults_with(edge("ballast-cli", "ballast-sim"));
+        assert_eq!(faults, ["cli must not depend on sim"]);
     }
 
     #[test]
