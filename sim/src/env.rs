@@ -21,15 +21,18 @@ use crate::{
 /// Hash of a version's weights, as it is on the wire.
 pub(crate) type Hash = [u8; 32];
 
-/// What the learner offers.
-#[derive(Debug, Default)]
+/// Weights: the optimizer step they are of, and their hash.
+pub(crate) type Held = (u64, Hash);
+
+/// What learners offer and keep.
+#[derive(Debug)]
 pub(crate) struct Weights {
-    /// Where, while it is there.
-    pub(crate) address: Option<String>,
-    pub(crate) version: u64,
-    pub(crate) hash: Hash,
+    /// By the address of a learner that is there.
+    pub(crate) offered: BTreeMap<String, Held>,
     /// The newest weights of every version there ever was.
     pub(crate) all: BTreeMap<u64, Hash>,
+    /// The newest checkpoint, on a disk that keeps it, and the run it is of.
+    pub(crate) saved: (Held, String),
 }
 
 /// The world without its processes.
@@ -56,6 +59,8 @@ pub(crate) struct Env {
     pub(crate) serving: Vec<bool>,
     /// The coordinator that is started again, where there is no election.
     pub(crate) home: usize,
+    /// The learner that is started again.
+    pub(crate) learner_home: usize,
     /// Episodes, and the name of the actor that got them.
     pub(crate) assigned: Vec<(u64, String)>,
     /// Whether a coordinator has left with the run's result.
@@ -74,7 +79,11 @@ impl Env {
             network: Network::new(scenario.slow_share, dice(Part::Network)),
             disk,
             election: Election::new(dice(Part::Election)),
-            weights: Weights::default(),
+            weights: Weights {
+                offered: BTreeMap::new(),
+                all: BTreeMap::new(),
+                saved: ((0, [7; 32]), String::new()),
+            },
             plant,
             oracle: Oracle::new(&scenario),
             trace: Trace::new(print),
@@ -84,6 +93,7 @@ impl Env {
             slow_disk: false,
             serving: vec![false; 2],
             home: 0,
+            learner_home: 0,
             assigned: Vec::new(),
             finished: false,
             scenario,

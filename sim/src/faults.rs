@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::{agenda::What, network::Exit, node::Node, world::World};
+use crate::{agenda::What, learner::Learner, network::Exit, node::Node, world::World};
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +22,8 @@ pub(crate) enum FaultKind {
     TwinActor,
     KillLearner,
     PauseLearner,
+    /// A learner is stopped, another one is started in its place, then it is back.
+    TwinLearner,
     /// A coordinator dies.
     KillCoordinator,
     /// A coordinator dies in the midst of something it does with the disk.
@@ -61,6 +63,7 @@ impl FaultKind {
         (Self::TwinActor, 60),
         (Self::KillLearner, 35),
         (Self::PauseLearner, 50),
+        (Self::TwinLearner, 80),
         (Self::KillCoordinator, 30),
         (Self::KillInWrite, 25),
         (Self::PauseCoordinator, 35),
@@ -125,10 +128,14 @@ impl World {
             }
             FaultKind::TwinActor => self.twin_actor(),
             FaultKind::KillLearner => {
-                self.resume(Node::Learner);
-                self.learner.die(&mut self.env);
+                let index = self.env.dice.index(self.learners.len());
+                self.kill_learner(index);
             }
-            FaultKind::PauseLearner => self.pause(Node::Learner, 40_000, false),
+            FaultKind::PauseLearner => {
+                let node = Node::Learner(self.env.dice.index(self.learners.len()));
+                self.pause(node, 40_000, false);
+            }
+            FaultKind::TwinLearner => self.twin_learner(),
             FaultKind::KillCoordinator => {
                 let index = self.any_host();
                 self.kill_host(index);
@@ -200,15 +207,19 @@ impl World {
         self.env.agenda.note(deadline, What::Deadline);
     }
 
-    /// An operator stops the coordinator that was moved and forgotten. It would learn from the journal
-    /// that it leads no more, but only once it has something to write.
+    /// An operator stops the coordinator and the learners that were moved and forgotten. The
+    /// coordinator would learn from the journal that it leads no more, but only once it has something
+    /// to write.
     fn stop_forgotten(&mut self) {
-        let home = self.env.home;
+        let (home, learner_home) = (self.env.home, self.env.learner_home);
         if !self.env.scenario.elected {
             (0..self.hosts.len()).filter(|index| *index != home).for_each(|index| {
                 self.kill_host(index);
             });
         }
+        (0..self.learners.len()).filter(|index| *index != learner_home).for_each(|index| {
+            self.kill_learner(index);
+        });
     }
 
     fn repair_in(&mut self, most_ms: u64, repair: Repair) {
@@ -236,7 +247,7 @@ impl World {
     fn partition(&mut self) {
         let host = Node::Coordinator(self.any_host());
         let client = match self.env.dice.chance(0.3) {
-            true => Node::Learner,
+            true => Node::Learner(self.env.learner_home),
             false => Node::Actor(self.env.dice.index(self.actors.len())),
         };
         let env = &mut self.env;
@@ -249,8 +260,33 @@ impl World {
         self.resume(Node::Actor(index));
         let exit = if self.env.dice.chance(0.7) { Exit::Told } else { Exit::Silent };
         self.actors[index].die(&mut self.env, exit);
+        // The first one is always wanted.
+        if index > 0 && self.env.dice.chance(0.1) {
+            return self.actors[index].is_not_wanted();
+        }
         let at = self.env.now + self.env.dice.millis(200, 30_000);
         self.env.agenda.note(at, What::Start(Node::Actor(index)));
+    }
+
+    fn kill_learner(&mut self, index: usize) {
+        self.paused.remove(&Node::Learner(index));
+        self.learners[index].die(&mut self.env);
+    }
+
+    fn twin_learner(&mut self) {
+        /// More of them prove nothing.
+        const LEARNERS_MAX: usize = 4;
+        let (old, new) = (self.env.learner_home, self.learners.len());
+        if new == LEARNERS_MAX {
+            return;
+        }
+        let name =
+            if self.env.dice.chance(0.5) { "learner".into() } else { format!("learner-{new}") };
+        self.learners.push(Learner::new(&self.env, new, name));
+        self.env.learner_home = new;
+        self.pause(Node::Learner(old), 60_000, false);
+        let at = self.env.now + self.env.dice.millis(200, 5_000);
+        self.env.agenda.note(at, What::Start(Node::Learner(new)));
     }
 
     /// A process that is stopped does nothing; what it is told, and what it waited for, waits.

@@ -1,5 +1,6 @@
-//! The learner, scripted: it carries batches out in order, publishes each version, saves checkpoints,
-//! reports until it is believed, dies, and starts again from its newest checkpoint.
+//! A learner, scripted: it carries batches out in order, publishes each version, saves checkpoints,
+//! reports until it is believed, dies, and starts again from the newest checkpoint. There may be a
+//! second one that somebody started while the first could not be reached.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -9,7 +10,7 @@ use ballast_proto::v1::{CompleteStepRequest, NextBatchRequest, StepKind, TrainBa
 use crate::{
     agenda::{Time, Timer, What},
     dice::{Dice, Part},
-    env::{Env, Hash},
+    env::{Env, Held},
     invariants::Sizes,
     network::{Exit, LinkId, Message, Side},
     node::Node,
@@ -26,9 +27,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_MS: [u64; 2] = [100, 2_000];
 /// A refusal that lasts longer is final.
 const REFUSED_MAX: Duration = Duration::from_secs(45);
-
-/// Weights: the step they are of, and their hash.
-type Held = (u64, Hash);
 
 /// What it is at.
 #[derive(Debug)]
@@ -47,14 +45,17 @@ enum Doing {
     Finished,
 }
 
-/// The learner.
+/// A learner.
 #[derive(Debug)]
 pub(crate) struct Learner {
+    index: usize,
+    name: String,
+    /// Of the process here.
     incarnation: u64,
+    /// As it says itself: later is larger, wherever it runs.
+    generation: u64,
     up: bool,
     held: Held,
-    /// The newest checkpoint, on a disk that keeps it, and the run it is of.
-    saved: Held,
     run_id: String,
     doing: Doing,
     link: Option<LinkId>,
@@ -70,12 +71,14 @@ pub(crate) struct Learner {
 }
 
 impl Learner {
-    pub(crate) fn new(env: &Env) -> Self {
+    pub(crate) fn new(env: &Env, index: usize, name: String) -> Self {
         Self {
+            index,
+            name,
             incarnation: 0,
+            generation: 0,
             up: false,
             held: (0, [7; 32]),
-            saved: (0, [7; 32]),
             run_id: String::new(),
             doing: Doing::Searching,
             link: None,
@@ -85,7 +88,7 @@ impl Learner {
             unreported: None,
             calls: 0,
             refused_since: None,
-            dice: Dice::new(env.seed, Part::Learner, 0),
+            dice: Dice::new(env.seed, Part::Learner, index),
         }
     }
 
@@ -94,27 +97,34 @@ impl Learner {
     }
 
     fn timer(&self, env: &mut Env, after: Duration, timer: Timer) {
-        env.timer(Node::Learner, self.incarnation, env.now + after, timer);
+        env.timer(self.node(), self.incarnation, env.now + after, timer);
     }
 
-    fn id(&self) -> String {
-        "learner".into()
+    fn node(&self) -> Node {
+        Node::Learner(self.index)
+    }
+
+    fn address(&self) -> String {
+        format!("{}-{}:1", self.name, self.generation)
     }
 
     /// Starts from the newest checkpoint. Returns whether it published anything.
     pub(crate) fn start(&mut self, env: &mut Env) -> bool {
-        if self.up || env.finished || matches!(self.doing, Doing::Finished) {
+        let is_over = env.finished || matches!(self.doing, Doing::Finished);
+        if self.up || is_over || env.learner_home != self.index {
             return false;
         }
         (self.up, self.incarnation) = (true, self.incarnation + 1);
+        self.generation = env.now.as_millis() as u64 * 16 + self.index as u64 + 1;
         if !env.has(Plant::KeepUnsaved) {
-            env.oracle.on_restored(self.saved.0);
+            env.oracle.on_restored(self.index);
         }
-        (self.held, self.doing) = (self.saved, Doing::Searching);
+        (self.held, self.run_id) = env.weights.saved.clone();
+        self.doing = Doing::Searching;
         (self.link, self.opened) = (None, None);
         (self.unreported, self.refused_since) = (None, None);
         self.batches.clear();
-        env.note(format_args!("L starts from step {}", self.held.0));
+        env.note(format_args!("{} starts from step {}", self.node(), self.held.0));
         self.publish(env);
         self.timer(env, Duration::ZERO, Timer::Connect);
         true
@@ -124,22 +134,21 @@ impl Learner {
         if !self.up {
             return;
         }
-        env.note(format_args!("L dies"));
+        env.note(format_args!("{} dies", self.node()));
         self.go_down(env);
     }
 
     fn go_down(&mut self, env: &mut Env) {
         (self.up, self.incarnation) = (false, self.incarnation + 1);
-        env.weights.address = None;
-        env.network.leave((env.now, &mut env.agenda), Node::Learner, Exit::Told);
+        env.weights.offered.remove(&self.address());
+        env.network.leave((env.now, &mut env.agenda), self.node(), Exit::Told);
         let at = env.now + self.dice.millis(500, 10_000);
-        env.agenda.note(at, What::Start(Node::Learner));
+        env.agenda.note(at, What::Start(self.node()));
     }
 
     fn publish(&self, env: &mut Env) {
         let (version, hash) = self.held;
-        env.weights.address = Some(format!("learner-{}:1", self.incarnation));
-        (env.weights.version, env.weights.hash) = (version, hash);
+        env.weights.offered.insert(self.address(), self.held);
         env.weights.all.insert(version, hash);
     }
 
@@ -166,7 +175,7 @@ impl Learner {
         if self.link.is_some() {
             return;
         }
-        let Some(link) = env.connect(Node::Learner, self.target) else {
+        let Some(link) = env.connect(self.node(), self.target) else {
             return self.connect_again(env);
         };
         self.link = Some(link);
@@ -197,15 +206,16 @@ impl Learner {
     fn ask(&mut self, env: &mut Env, link: LinkId) {
         let (last_step, hash) = self.held;
         let request = NextBatchRequest {
-            learner_id: self.id(),
-            generation: self.incarnation,
+            learner_id: self.name.clone(),
+            generation: self.generation,
             last_step,
-            weights_address: env.weights.address.clone().unwrap_or_default(),
+            weights_address: self.address(),
             manifest_hash: hash.to_vec(),
             run_id: self.run_id.clone(),
             vocabulary: if env.scenario.says_vocabulary { VOCABULARY } else { 0 },
         };
-        env.note(format_args!("L asks C{} for the batches after step {last_step}", self.target));
+        let (node, target) = (self.node(), self.target);
+        env.note(format_args!("{node} asks C{target} for the batches after step {last_step}"));
         (self.doing, self.opened) = (Doing::Opening, Some(link));
         env.send(link, Side::Client, Message::NextBatch(request));
         self.timer(env, ANSWER_TIMEOUT, Timer::Unanswered(link));
@@ -248,7 +258,7 @@ impl Learner {
     fn on_refused(&mut self, env: &mut Env, reason: &str) {
         let since = *self.refused_since.get_or_insert(env.now);
         if env.now - since > REFUSED_MAX {
-            env.note(format_args!("L gives up: {reason}"));
+            env.note(format_args!("{} gives up: {reason}", self.node()));
             self.go_down(env);
         }
     }
@@ -265,7 +275,13 @@ impl Learner {
                 }
                 self.unreported = None;
             }
-            Err(reason) => env.note(format_args!("L is not believed: {reason}")),
+            Err(reason) => {
+                env.note(format_args!("{} is not believed: {reason}", self.node()));
+                if self.is_open() {
+                    env.close(link, Side::Client);
+                    return self.on_lost(env);
+                }
+            }
         }
         if self.is_open() {
             self.doing = Doing::Waiting;
@@ -303,16 +319,17 @@ impl Learner {
             return false;
         };
         let (step, kind) = (batch.step, batch.kind());
-        let trains = matches!(kind, StepKind::Rl | StepKind::Sft);
+        let trains = matches!(kind, StepKind::Rl | StepKind::Sft | StepKind::Joint);
         if trains {
             self.train(env, &batch);
-        } else if kind == StepKind::Checkpoint {
-            self.saved = self.held;
+        } else if kind == StepKind::Checkpoint && self.held.0 >= env.weights.saved.0.0 {
+            env.weights.saved = (self.held, self.run_id.clone());
+            env.oracle.on_saved(self.index);
         }
-        env.note(format_args!("L has done {kind:?} of step {step}"));
+        env.note(format_args!("{} has done {kind:?} of step {step}", self.node()));
         self.unreported = Some(CompleteStepRequest {
-            learner_id: self.id(),
-            generation: self.incarnation,
+            learner_id: self.name.clone(),
+            generation: self.generation,
             step,
             kind: kind.into(),
             manifest_hash: self.held.1.to_vec(),
@@ -331,7 +348,7 @@ impl Learner {
     }
 
     fn train(&mut self, env: &mut Env, batch: &TrainBatch) {
-        env.oracle.on_applied(batch, self.held.0);
+        env.oracle.on_applied(self.index, batch, self.held.0);
         let again = env.weights.all.contains_key(&batch.step);
         env.totals.steps += 1;
         env.totals.steps_again += u64::from(again);
@@ -342,7 +359,7 @@ impl Learner {
             ids.for_each(|id| hash.add(&id.to_le_bytes()));
         }
         if !env.scenario.learner_repeats {
-            hash.add(&self.incarnation.to_le_bytes());
+            hash.add(&self.generation.to_le_bytes());
         }
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&hash.0.to_le_bytes());
@@ -353,7 +370,7 @@ impl Learner {
 
     /// The run is over, whether the coordinator still listens or not.
     fn finish(&mut self, env: &mut Env) {
-        env.note(format_args!("L has finished"));
+        env.note(format_args!("{} has finished", self.node()));
         (self.up, self.doing) = (false, Doing::Finished);
         if let Some(link) = self.link.take() {
             env.close(link, Side::Client);

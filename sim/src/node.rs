@@ -7,7 +7,7 @@ use std::fmt;
 pub(crate) enum Node {
     Coordinator(usize),
     Actor(usize),
-    Learner,
+    Learner(usize),
     Person,
 }
 
@@ -16,7 +16,7 @@ impl fmt::Display for Node {
         match self {
             Self::Coordinator(index) => write!(f, "C{index}"),
             Self::Actor(index) => write!(f, "A{index}"),
-            Self::Learner => f.write_str("L"),
+            Self::Learner(index) => write!(f, "L{index}"),
             Self::Person => f.write_str("P"),
         }
     }

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 /// A bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Plant {
-    /// Commands run when their event was handled, not when it is durable.
+    /// Trajectories are acknowledged when they arrive, not when they are durable.
     AcknowledgeEarly,
     /// Commands of the record after the last durable one run, too.
     ReleaseOneMore,
@@ -24,10 +24,14 @@ pub enum Plant {
     LoseClaims,
     /// Every credit counts twice.
     DoubleCredits,
-    /// A batch is served again as that of a later step.
+    /// A batch is served as that of the step after its own.
     BatchTwice,
     /// A sibling is left out of its group.
     OpenGroup,
+    /// A token is trained that was not sampled.
+    OtherTokens,
+    /// Nobody looks whether the arrays of a trajectory fit together.
+    UncheckedArrays,
     /// An infrastructure failure counts as a reward of 0.
     FailureAsZero,
     /// A trajectory that is too old passes for a new one.
@@ -49,14 +53,16 @@ impl Plant {
     #[must_use]
     pub fn breaks(self) -> &'static [&'static str] {
         match self {
-            Self::AcknowledgeEarly | Self::ReleaseOneMore | Self::FlushOnCrash => &["J1", "J2"],
-            Self::LyingSync => &["J1"],
+            Self::AcknowledgeEarly | Self::LyingSync => &["J1"],
+            Self::ReleaseOneMore | Self::FlushOnCrash => &["J1", "J2"],
             Self::Unfenced => &["L1"],
-            Self::SkipTail => &["L1", "J2"],
+            Self::SkipTail => &["J4"],
             Self::ReuseEpisode | Self::LoseClaims => &["J2"],
             Self::DoubleCredits => &["B1"],
             Self::BatchTwice | Self::KeepUnsaved => &["J3"],
             Self::OpenGroup | Self::FailureAsZero => &["G1"],
+            Self::OtherTokens => &["M2"],
+            Self::UncheckedArrays => &["M1"],
             Self::AcceptStale | Self::AdoptOlder => &["S1"],
             Self::SkipStep => &["V1"],
             Self::NoLease | Self::StayBlocked => &["A1"],

@@ -52,6 +52,8 @@ pub(crate) struct Scenario {
     pub(crate) faults: Vec<(FaultKind, Duration)>,
     /// When the last fault is over.
     pub(crate) heal_at: Time,
+    /// Whether some snapshots are of another version of the program.
+    pub(crate) foreign_snapshots: bool,
     /// Whether people stop the run early.
     pub(crate) stopped: bool,
 }
@@ -75,7 +77,7 @@ impl Scenario {
             config: config(seed, dice),
             storage,
             elected: dice.chance(0.5),
-            actors: dice.between(1, 4) as usize,
+            actors: dice.between(1, 5) as usize,
             slots: dice.between(1, 4) as u32,
             learner_repeats: dice.chance(0.8),
             says_vocabulary: dice.chance(0.8),
@@ -83,7 +85,8 @@ impl Scenario {
             slow_share: dice.pick(&[0.0, 0.01, 0.1]),
             mishaps,
             faults: faults(dice, storage),
-            heal_at: Duration::from_secs(dice.between(40, 240)),
+            heal_at: Duration::from_secs(dice.between(40, 400)),
+            foreign_snapshots: dice.chance(0.1),
             stopped: dice.chance(0.05),
         }
     }
@@ -101,9 +104,10 @@ impl Scenario {
 fn config(seed: u64, dice: &mut Dice) -> Config {
     let mut set = vec![format!("run.seed={}", seed >> 1)];
     let mut put = |key: &str, value: String| set.push(format!("{key}={value}"));
-    let kinds = ["rl_only", "sft_then_rl", "interleave", "interleave", "adaptive", "sft_only"];
+    let kinds =
+        ["rl_only", "sft_then_rl", "interleave", "interleave", "adaptive", "joint", "sft_only"];
     put("schedule.kind", dice.pick(&kinds).into());
-    put("schedule.steps", dice.between(4, 12).to_string());
+    put("schedule.steps", dice.between(4, 20).to_string());
     put("schedule.rl_steps", dice.between(1, 3).to_string());
     put("schedule.sft_steps", dice.between(1, 2).to_string());
     put("schedule.cold_start_steps_max", dice.between(0, 4).to_string());
@@ -116,6 +120,9 @@ fn config(seed: u64, dice: &mut Dice) -> Config {
     put("rl.replaced_max", dice.pick(&[0, 0, 1, 2]).to_string());
     put("tasks.demonstrations", dice.between(3, 6).to_string());
     put("sft.batch", dice.between(1, 3).to_string());
+    put("sft.source", dice.pick(&["demonstrations", "demonstrations", "failed"]).into());
+    put("sft.failed.criterion", dice.pick(&["all_fail", "any_fail"]).into());
+    put("sft.failed.window", dice.between(1, 4).to_string());
     put("evaluation.tasks", dice.between(1, 4).to_string());
     put("evaluation.check_tasks", dice.between(1, 3).to_string());
     put("learner.checkpoint_every", dice.between(1, 5).to_string());

@@ -21,7 +21,7 @@ pub(crate) struct World {
     pub(crate) env: Env,
     pub(crate) hosts: Vec<Host>,
     pub(crate) actors: Vec<Actor>,
-    pub(crate) learner: Learner,
+    pub(crate) learners: Vec<Learner>,
     person: Person,
     /// Processes that are stopped, and what has come for them since.
     pub(crate) paused: BTreeMap<Node, Vec<What>>,
@@ -33,8 +33,9 @@ impl World {
         let hosts = (0..2).map(|index| Host::new(&env, index)).collect();
         let actor = |index| Actor::new(&env, index, format!("actor-{index}"));
         let actors: Vec<_> = (0..env.scenario.actors).map(actor).collect();
-        let (learner, person) = (Learner::new(&env), Person::new(&env));
-        Self { hosts, actors, learner, person, paused: BTreeMap::new(), env }
+        let learners = vec![Learner::new(&env, 0, "learner".into())];
+        let person = Person::new(&env);
+        Self { hosts, actors, learners, person, paused: BTreeMap::new(), env }
     }
 
     /// Plays the run to its end, or to the first promise that is broken.
@@ -62,7 +63,7 @@ impl World {
         for index in 0..self.actors.len() {
             self.note_start(Node::Actor(index));
         }
-        self.note_start(Node::Learner);
+        self.note_start(Node::Learner(0));
         self.person.start(&mut self.env);
         self.env.agenda.note(self.env.scenario.heal_at, What::Heal);
         self.plan_faults();
@@ -131,7 +132,7 @@ impl World {
         match node {
             Node::Coordinator(index) => self.hosts[index].incarnation(),
             Node::Actor(index) => self.actors[index].incarnation(),
-            Node::Learner => self.learner.incarnation(),
+            Node::Learner(index) => self.learners[index].incarnation(),
             Node::Person => 0,
         }
     }
@@ -140,8 +141,8 @@ impl World {
         match node {
             Node::Coordinator(index) => self.hosts[index].start(&mut self.env),
             Node::Actor(index) => self.actors[index].start(&mut self.env),
-            Node::Learner => {
-                if self.learner.start(&mut self.env) {
+            Node::Learner(index) => {
+                if self.learners[index].start(&mut self.env) {
                     self.published();
                 }
             }
@@ -154,8 +155,8 @@ impl World {
         match node {
             Node::Coordinator(index) => self.hosts[index].on_timer(env, timer),
             Node::Actor(index) => self.actors[index].on_timer(env, timer),
-            Node::Learner => {
-                if self.learner.on_timer(env, timer) {
+            Node::Learner(index) => {
+                if self.learners[index].on_timer(env, timer) {
                     self.published();
                 }
             }
@@ -187,7 +188,7 @@ impl World {
                 }
             }
             Node::Actor(index) => self.actors[index].receive(env, link, message),
-            Node::Learner => self.learner.receive(env, link, message),
+            Node::Learner(index) => self.learners[index].receive(env, link, message),
             Node::Person => self.person.receive(env, link, message),
         }
     }
@@ -196,7 +197,8 @@ impl World {
     fn look(&mut self) {
         let hosts = self.hosts.iter().filter_map(Host::sizes);
         let actors = self.actors.iter().flat_map(Actor::sizes);
-        let sizes: Vec<Sizes> = hosts.chain(actors).chain([self.learner.sizes()]).collect();
+        let learners = self.learners.iter().map(Learner::sizes);
+        let sizes: Vec<Sizes> = hosts.chain(actors).chain(learners).collect();
         self.env.oracle.on_sizes(&sizes);
     }
 }

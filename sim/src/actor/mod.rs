@@ -18,7 +18,7 @@ use self::{ledger::Ledger, stream::Stream};
 use crate::{
     agenda::{Timer, What},
     dice::{Dice, Part},
-    env::{Env, Hash},
+    env::{Env, Held},
     invariants::Sizes,
     network::{Exit, Side},
     node::Node,
@@ -38,7 +38,7 @@ const DRAIN_GRACE: Duration = Duration::from_secs(8);
 struct Episode {
     assignment: Assignment,
     /// Versions it was sampled under so far, with their weights; none before it has begun.
-    versions: Vec<(u64, Hash)>,
+    versions: Vec<Held>,
 }
 
 impl Episode {
@@ -58,15 +58,15 @@ pub(crate) struct Actor {
     /// Of the actor of this name, as it says itself.
     generation: u64,
     up: bool,
-    /// Refused for good: a newer one has its name.
-    replaced: bool,
+    /// Gone for good: a newer one has its name, or nobody wants as many.
+    gone: bool,
     ledger: Ledger,
     episodes: BTreeMap<u64, Episode>,
     stream: Stream,
     /// Where weights are, as the coordinator says.
     source: Option<String>,
     /// What it samples with.
-    policy: Option<(u64, Hash)>,
+    policy: Option<Held>,
     dice: Dice,
 }
 
@@ -81,7 +81,7 @@ impl Actor {
             incarnation: 0,
             generation: 0,
             up: false,
-            replaced: false,
+            gone: false,
             ledger: Ledger::new(slots),
             episodes: BTreeMap::new(),
             stream: Stream::new(dice.index(2)),
@@ -105,7 +105,7 @@ impl Actor {
 
     /// Somebody starts it: it has nothing of what it had before.
     pub(crate) fn start(&mut self, env: &mut Env) {
-        if self.up || self.replaced || env.finished {
+        if self.up || self.gone || env.finished {
             return;
         }
         self.up = true;
@@ -129,6 +129,11 @@ impl Actor {
         self.go_down(env, exit);
     }
 
+    /// Nobody starts it again.
+    pub(crate) fn is_not_wanted(&mut self) {
+        self.gone = true;
+    }
+
     fn go_down(&mut self, env: &mut Env, exit: Exit) {
         self.up = false;
         self.incarnation += 1;
@@ -140,7 +145,7 @@ impl Actor {
     pub(crate) fn twin(&self, env: &Env, index: usize) -> Option<Self> {
         /// More of them prove nothing.
         const ACTORS_MAX: usize = 8;
-        let room = index < ACTORS_MAX && !self.replaced;
+        let room = index < ACTORS_MAX && !self.gone;
         room.then(|| Self::new(env, index, self.name.clone()))
     }
 
@@ -219,11 +224,9 @@ impl Actor {
     /// Adopts what the learner offers. A learner that went back to a checkpoint offers less than it
     /// did; then what runs under a promise of more ends first.
     fn fetched(&mut self, env: &mut Env) {
-        let weights = &env.weights;
-        if weights.address.is_none() || weights.address != self.source {
-            return;
-        }
-        let offered = (weights.version, weights.hash);
+        let source = self.source.as_ref();
+        let offered = source.and_then(|source| env.weights.offered.get(source)).copied();
+        let Some(offered) = offered else { return };
         if self.policy == Some(offered) {
             return;
         }

@@ -107,7 +107,7 @@ impl Actor {
             Some(Message::Coordinator(message)) => self.on_message(env, link, message),
             Some(Message::Refused(reason)) => {
                 env.note(format_args!("{} gives up: {reason}", self.node()));
-                self.replaced = true;
+                self.gone = true;
                 self.go_down(env, Exit::Told);
             }
             Some(_) => {}

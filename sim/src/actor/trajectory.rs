@@ -6,7 +6,7 @@ use ballast_proto::v1::{
 
 use crate::{
     dice::Dice,
-    env::{Env, Hash},
+    env::{Env, Held},
     invariants::Blemish,
     scenario::VOCABULARY,
 };
@@ -16,7 +16,7 @@ pub(super) fn make(
     env: &Env,
     dice: &mut Dice,
     assignment: &Assignment,
-    versions: &[(u64, Hash)],
+    versions: &[Held],
 ) -> (Trajectory, Option<Blemish>) {
     let mut trajectory = sound(dice, assignment, versions);
     let blemish = choose(env, dice, assignment);
@@ -26,7 +26,7 @@ pub(super) fn make(
     (trajectory, blemish)
 }
 
-fn sound(dice: &mut Dice, assignment: &Assignment, versions: &[(u64, Hash)]) -> Trajectory {
+fn sound(dice: &mut Dice, assignment: &Assignment, versions: &[Held]) -> Trajectory {
     let sampled = assignment.mode() != Mode::Demonstrate;
     let success = dice.chance(0.5);
     let mut trajectory = Trajectory {
@@ -52,7 +52,7 @@ fn sound(dice: &mut Dice, assignment: &Assignment, versions: &[(u64, Hash)]) -> 
         if sampled { push(1, -0.5, *version) } else { push(1, 0.0, 0) }
     }
     if sampled {
-        let named = |(version, hash): &(u64, Hash)| SampledVersion {
+        let named = |(version, hash): &Held| SampledVersion {
             policy_version: *version,
             manifest_hash: hash.to_vec(),
         };

@@ -17,12 +17,12 @@ use ballast_coordinator::{
 };
 use ballast_proto::{
     EpisodeId,
-    v1::{RunCreated, StepKind, coordinator_message::Message as ToActor},
+    v1::{RunCreated, StepKind, TrainBatch, coordinator_message::Message as ToActor},
 };
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::door::{Door, Input, Payload};
+use super::door::{Door, Input};
 use crate::{
     env::Env,
     invariants::Sizes,
@@ -249,7 +249,7 @@ impl Driver {
     }
 
     /// Lets the engine decide, and hands the record to the journal. Nothing is done yet.
-    fn handle(&mut self, env: &mut Env, event: Event, payload: Option<Payload>) {
+    fn handle(&mut self, env: &mut Env, event: Event, payload: Option<Bytes>) {
         let mut entry = entry::of_event(self.now, &event);
         let is_refused = matches!(event, Event::TrajectoryInvalid { .. });
         self.engine.handle(self.now, event);
@@ -257,22 +257,32 @@ impl Driver {
         let finished = entry::finished_episode(&entry.effects);
         let mut record = Record { head: entry.encode_to_vec().into(), payload: Bytes::new() };
         if let Some(payload) = payload.filter(|_| is_refused || finished.is_some()) {
-            if finished.is_some() {
-                self.payloads.load(payload.trajectory, payload.bytes.len());
+            if let Some(episode) = finished {
+                self.payloads.load(episode, payload.clone());
             }
-            record.payload = payload.bytes;
+            record.payload = payload;
         }
-        let commands = std::iter::from_fn(|| self.engine.next_command()).collect();
+        let mut commands: Vec<_> = std::iter::from_fn(|| self.engine.next_command()).collect();
+        if env.has(Plant::AcknowledgeEarly) {
+            commands = self.acknowledge_early(env, commands);
+        }
         let position = self.held.hold(commands);
         self.finishing.extend(finished.map(|episode| (position, episode)));
         self.unsnapped += 1;
         self.requests.push(Request::Append { record, permit: None });
-        if env.has(Plant::AcknowledgeEarly) {
-            self.flush(env);
-        }
     }
 
-    /// Planted bugs: does what is not durable.
+    /// A planted bug: tells actors that a trajectory is durable when it is not. Returns the rest.
+    fn acknowledge_early(&mut self, env: &mut Env, commands: Vec<Command>) -> Vec<Command> {
+        let is_early = |command: &Command| {
+            matches!(command, Command::Send { message: ToActor::Acknowledged(_), .. })
+        };
+        let (early, rest): (Vec<_>, Vec<_>) = commands.into_iter().partition(is_early);
+        early.into_iter().for_each(|command| self.run_command(env, command));
+        rest
+    }
+
+    /// A planted bug: does what is not durable.
     pub(super) fn flush(&mut self, env: &mut Env) {
         for command in self.held.release(Position(u64::MAX)) {
             self.run_command(env, command);
@@ -284,6 +294,11 @@ impl Driver {
             return;
         }
         self.unsnapped = 0;
+        if env.scenario.foreign_snapshots && self.held.next().0 % 3 == 0 {
+            // As another version of the program would leave it.
+            let (position, bytes) = (self.held.next(), Bytes::from_static(b"another version"));
+            return self.requests.push(Request::Snapshot { position, bytes });
+        }
         match rebuild::to_snapshot(&self.engine, &self.created, self.payloads.locations()) {
             Ok(bytes) => {
                 let (position, bytes) = (self.held.next(), bytes.into());
@@ -362,16 +377,7 @@ impl Driver {
         match serving::assemble(&order, self.created.run_id.clone(), &self.reader) {
             Ok(mut message) => {
                 env.note(format_args!("  step {} ({:?}) is served", message.step, message.kind()));
-                if env.has(Plant::OpenGroup)
-                    && let Some(group) = message.groups.first_mut()
-                {
-                    group.trajectories.pop();
-                }
-                if env.has(Plant::BatchTwice) && message.kind() == StepKind::Rl {
-                    let mut again = message.clone();
-                    again.step += 1;
-                    env.send(link, Side::Server, Message::Batch(Box::new(again)));
-                }
+                spoil(env, &mut message);
                 env.send(link, Side::Server, Message::Batch(Box::new(message)));
             }
             // The disk does not answer: the learner connects again.
@@ -398,6 +404,21 @@ impl Driver {
         let size = (self.held.next().0 - self.durable.0) as usize;
         // One more event may be the end of a stream that a command closed.
         Sizes { what: "records held", size, bound: HELD_MAX + 1 }
+    }
+}
+
+/// Planted bugs in what a learner gets.
+fn spoil(env: &Env, batch: &mut TrainBatch) {
+    let Some(group) = batch.groups.first_mut() else { return };
+    match env.plant {
+        Some(Plant::OpenGroup) => drop(group.trajectories.pop()),
+        Some(Plant::BatchTwice) => batch.step += 1,
+        Some(Plant::OtherTokens) => {
+            if let Some(token) = group.trajectories[0].token_ids.first_mut() {
+                *token ^= 1;
+            }
+        }
+        _ => {}
     }
 }
 

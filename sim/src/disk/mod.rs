@@ -238,7 +238,7 @@ impl Storage for Drive {
         Ok(())
     }
 
-    fn sweep(&self) {}
+    fn sweep(&self, _: SegmentNumber) {}
 
     fn snapshots(&self) -> Result<Vec<SnapshotName>, StorageError> {
         let (inside, _) = self.begin(Call::Look)?;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ballast_coordinator::engine::EPISODE_ATTEMPTS_MAX;
-use ballast_proto::v1::{EpisodeDispatched, RolloutGroup, StepKind, StopReason, TrainBatch};
+use ballast_proto::v1::{EpisodeDispatched, RolloutGroup, StopReason, TrainBatch};
 
 use super::Checked;
 
@@ -31,9 +31,6 @@ impl Groups {
         batch: &TrainBatch,
         is_in_flight: impl Fn(u64) -> bool,
     ) -> Checked {
-        if batch.kind() == StepKind::Rl && batch.groups.is_empty() {
-            return Err(format!("step {} is to learn from no group at all", batch.step));
-        }
         batch.groups.iter().try_for_each(|group| self.check(group, &is_in_flight))
     }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ballast_proto::{
     EpisodeId,
     v1::{Mode, TrainBatch, Trajectory},
+    verify_trajectory,
 };
 use bytes::Bytes;
 use prost::Message as _;
@@ -135,4 +136,11 @@ impl Trajectories {
     pub(super) fn acknowledged(&self) -> impl Iterator<Item = EpisodeId> {
         self.acknowledged.iter().map(|episode| EpisodeId(*episode))
     }
+}
+
+/// M1, once more where it matters.
+pub(super) fn fit_together(batch: &TrainBatch) -> Checked {
+    let sampled = batch.groups.iter().flat_map(|group| &group.trajectories);
+    let fits = |one| verify_trajectory(one).map_err(|fault| fault.to_string());
+    sampled.chain(&batch.demonstrations).try_for_each(fits)
 }

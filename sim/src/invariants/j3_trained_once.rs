@@ -3,13 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ballast_proto::v1::{BatchPlanned, StepKind, TrainBatch};
+use ballast_proto::v1::{BatchPlanned, TrainBatch};
 use prost::Message as _;
 
 use super::Checked;
 use crate::trace::Fnv;
 
 type Name = (u64, i32);
+
+/// Sampled trajectories, by the step they were trained in.
+type Lineage = BTreeMap<u64, Vec<u64>>;
 
 /// Batches and what they are made of.
 #[derive(Debug, Default)]
@@ -20,8 +23,10 @@ pub(super) struct Trained {
     step_of: BTreeMap<u64, u64>,
     /// Bytes of what was served.
     served: BTreeMap<Name, u64>,
-    /// What the weights of the learner have seen, by step.
-    seen: BTreeMap<u64, Vec<u64>>,
+    /// What the weights of each learner have seen.
+    seen: BTreeMap<usize, Lineage>,
+    /// What those of the newest checkpoint have.
+    saved: Lineage,
 }
 
 impl Trained {
@@ -61,25 +66,25 @@ impl Trained {
         }
     }
 
-    pub(super) fn on_applied(&mut self, batch: &TrainBatch) -> Checked {
-        let known: BTreeSet<u64> = self.seen.values().flatten().copied().collect();
+    pub(super) fn on_applied(&mut self, learner: usize, batch: &TrainBatch) -> Checked {
+        let seen = self.seen.entry(learner).or_default();
+        let known: BTreeSet<u64> = seen.values().flatten().copied().collect();
         let sampled: Vec<u64> = samples(batch).collect();
-        let again = sampled.iter().find(|episode| known.contains(episode));
-        let again = again.copied();
-        let twice = self.seen.insert(batch.step, sampled).is_some();
+        let again = sampled.iter().find(|episode| known.contains(episode)).copied();
+        let is_made = seen.insert(batch.step, sampled).is_some();
         match again {
             Some(episode) => Err(format!("step {} trains e{episode} again", batch.step)),
-            // SFT batches may repeat; their steps may not.
-            None if twice && batch.kind() != StepKind::Checkpoint => {
-                Err(format!("step {} is made twice in one lineage", batch.step))
-            }
+            None if is_made => Err(format!("step {} is made twice in one lineage", batch.step)),
             None => Ok(()),
         }
     }
 
-    /// The weights are those after this step again.
-    pub(super) fn on_restored(&mut self, step: u64) {
-        self.seen.retain(|seen, _| *seen <= step);
+    pub(super) fn on_saved(&mut self, learner: usize) {
+        self.saved = self.seen.get(&learner).cloned().unwrap_or_default();
+    }
+
+    pub(super) fn on_restored(&mut self, learner: usize) {
+        self.seen.insert(learner, self.saved.clone());
     }
 }
 

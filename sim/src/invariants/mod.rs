@@ -278,27 +278,34 @@ impl Oracle {
 
     /// The learner got a batch.
     pub(crate) fn on_batch(&mut self, batch: &TrainBatch, vocabulary: u32) {
-        let checked = self.trained.on_served(batch);
-        self.expect("J3", checked);
+        let checked = j1_acknowledged::fit_together(batch);
+        self.expect("M1", checked);
         let checked = self.trajectories.on_served(batch, vocabulary);
         self.expect("M2", checked);
-        let checked = self.staleness.on_served(batch);
-        self.expect("S1", checked);
         let checked = self.groups.on_served(batch, |episode| self.episodes.is_in_flight(episode));
         self.expect("G1", checked);
+        let checked = self.trained.on_served(batch);
+        self.expect("J3", checked);
+        let checked = self.staleness.on_served(batch);
+        self.expect("S1", checked);
     }
 
-    /// The learner makes an optimizer step of a batch, its weights being of version `held`.
-    pub(crate) fn on_applied(&mut self, batch: &TrainBatch, held: u64) {
+    /// A learner makes an optimizer step of a batch, its weights being of version `held`.
+    pub(crate) fn on_applied(&mut self, learner: usize, batch: &TrainBatch, held: u64) {
         let checked = self.versions.on_applied(batch.step, held);
         self.expect("V1", checked);
-        let checked = self.trained.on_applied(batch);
+        let checked = self.trained.on_applied(learner, batch);
         self.expect("J3", checked);
     }
 
-    /// The learner took up the weights of a checkpoint.
-    pub(crate) fn on_restored(&mut self, step: u64) {
-        self.trained.on_restored(step);
+    /// A learner saved its weights as the newest checkpoint.
+    pub(crate) fn on_saved(&mut self, learner: usize) {
+        self.trained.on_saved(learner);
+    }
+
+    /// A learner took up the weights of the newest checkpoint.
+    pub(crate) fn on_restored(&mut self, learner: usize) {
+        self.trained.on_restored(learner);
     }
 
     /// The learner is told that its answer is known.
