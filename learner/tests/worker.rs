@@ -14,7 +14,7 @@ use ballast_learner::{
     worker::{self, Completed, Worker, load_policy},
 };
 use ballast_policy::{ModelConfig, Policy, WEIGHTS_FILE, read_weights, write_weights_bf16};
-use ballast_proto::v1::TrainBatch;
+use ballast_proto::v1::{StepKind, TrainBatch};
 use support::{checkpoint, config, model, rl, sft};
 
 const METRICS_DOCUMENT: &str = include_str!("../../docs/metrics.md");
