@@ -297,21 +297,29 @@ fn a_live_change_is_checked_like_a_file() {
     let base = load_overrides(&["schedule.steps=70", "rl.group_size=4"]).expect("sound");
     let changed = |texts: &[&str]| {
         let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
-        change(&base, "schedule", &texts).map_err(|error| error.to_string())
+        change(&base, &texts).map_err(|error| error.to_string())
     };
-    let config = changed(&["kind=adaptive", "schedule.adaptive.share_max=0.4"]).expect("sound");
+    let changes = ["schedule.kind=adaptive", "schedule.adaptive.share_max=0.4"];
+    let config = changed(&changes).expect("sound");
     assert_eq!(config.schedule.kind, ScheduleKind::Adaptive);
     assert_eq!(config.schedule.adaptive.share_max, 0.4);
     assert_eq!((config.schedule.steps, config.rl.group_size), (70, 4), "the rest stays");
+    let found = differences(&base, &config);
+    let found: Vec<_> = found.iter().map(|one| (one.key.as_str(), one.after.as_str())).collect();
+    let expected = [("schedule.kind", "\"adaptive\""), ("schedule.adaptive.share_max", "0.4")];
+    assert_eq!(found, expected);
+    assert_eq!(from_toml(&to_toml(&config)).expect("it reads what it writes"), config);
+    let live = keys_to_toml(&config, &["schedule.", "rl.learning_rate"]);
+    assert!(live.contains("[schedule]") && live.contains("learning_rate"), "{live}");
+    assert!(!live.contains("group_size"), "{live}");
     for (texts, expected) in [
         (
-            &["stps=3"][..],
+            &["schedule.stps=3"][..],
             "schedule.stps: unknown key; did you mean `steps`? (from schedule.stps=3)",
         ),
-        (&["rl.group_size=8"], "schedule.rl: unknown key; known here: kind, steps"),
-        (&["kind=both", "rl_steps=-1"], "the configuration has 2 faults"),
+        (&["schedule.kind=both", "schedule.rl_steps=-1"], "the configuration has 2 faults"),
         (&["steps"], "write KEY=VALUE"),
-        (&["kind=phases"], "schedule.phases: is empty"),
+        (&["schedule.kind=phases"], "schedule.phases: is empty"),
     ] {
         let error = changed(texts).expect_err(expected);
         assert!(error.contains(expected), "{expected} is not in\n{error}");
