@@ -303,7 +303,7 @@ impl World {
 
     fn twin_actor(&mut self) {
         let index = self.env.dice.index(self.actors.len());
-        if let Some(twin) = self.actors[index].twin(&mut self.env, self.actors.len()) {
+        if let Some(twin) = self.actors[index].twin(&self.env, self.actors.len()) {
             self.pause(Node::Actor(index), 30_000, false);
             let node = Node::Actor(self.actors.len());
             self.actors.push(twin);

@@ -74,6 +74,7 @@ pub(crate) enum Message {
 
 /// What comes out of a link.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly all of them are messages")]
 pub(crate) enum Parcel {
     Message(Message),
     /// Nothing more will.

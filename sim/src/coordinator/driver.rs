@@ -294,7 +294,7 @@ impl Driver {
             return;
         }
         self.unsnapped = 0;
-        if env.scenario.foreign_snapshots && self.held.next().0 % 3 == 0 {
+        if env.scenario.foreign_snapshots && self.held.next().0.is_multiple_of(3) {
             // As another version of the program would leave it.
             let (position, bytes) = (self.held.next(), Bytes::from_static(b"another version"));
             return self.requests.push(Request::Snapshot { position, bytes });
