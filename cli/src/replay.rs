@@ -49,7 +49,7 @@ pub(crate) struct ReplayArgs {
     /// Last step to make [default: the last one the run has finished]
     #[arg(long, value_name = "M")]
     to_step: Option<u64>,
-    /// Directory in which the replay makes itself one, from-N [default: <RUN>/replay]
+    /// Directory in which the replay makes itself one, from-N [default: RUN/replay]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Write no checkpoint but the last one.

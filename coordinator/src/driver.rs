@@ -7,6 +7,7 @@
 //! that is not read is closed.
 //!
 //! [`HELD_MAX`]: crate::held::HELD_MAX
+//! [`INPUTS_MAX`]: crate::inputs::INPUTS_MAX
 
 use std::{
     collections::BTreeMap,
@@ -17,8 +18,8 @@ use std::{
 use ballast_proto::{
     EpisodeId,
     v1::{
-        AdminChange, CoordinatorMessage, Heartbeat, RunCreated, StatusResponse, StepKind,
-        StopRequest, TrainBatch, admin_change::Change, coordinator_message::Message,
+        AdminChange, CoordinatorMessage, RunCreated, StatusResponse, StepKind, StopRequest,
+        admin_change::Change, coordinator_message::Message,
     },
 };
 use bytes::Bytes;
@@ -27,17 +28,18 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::sleep_until,
 };
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
     engine::{
-        Batch, CallId, ChangeAnswer, ChangeRefusal, Command, Engine, Event, SERVED_AHEAD_MAX,
-        SessionEnd, SessionId, StreamId, of_actors,
+        Batch, CallId, Command, Engine, Event, SERVED_AHEAD_MAX, SessionEnd, SessionId, StreamId,
+        of_actors,
     },
     entry,
     held::Held,
-    journal::{Outcome, Permit, Position, Reader, Record, Request, Writer},
+    inputs::{ChangeReply, Inboxes, Input, LearnerOutbox, Payload, SessionOutbox, View},
+    journal::{Outcome, Position, Reader, Record, Request, Writer},
     metrics::MetricsWriter,
     payloads::Payloads,
     rebuild::{self, RebuildError, Rebuilt},
@@ -46,95 +48,10 @@ use crate::{
     serving::{self, Order},
 };
 
-/// Inputs that wait for the loop.
-pub const INPUTS_MAX: usize = 1024;
-/// Questions that wait for the loop.
-pub const QUESTIONS_MAX: usize = 64;
 /// Status is published to watchers at most this often: four times a second.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 /// Records between two snapshots: a start reads no more than about twice as many.
 const SNAPSHOT_RECORDS: u64 = 20_000;
-
-/// Way to an actor.
-#[derive(Debug)]
-pub struct SessionOutbox {
-    /// Messages to it.
-    pub messages: mpsc::Sender<Result<CoordinatorMessage, Status>>,
-    /// Ends the reading side of its stream when dropped.
-    pub guard: DropGuard,
-}
-
-/// Way to a learner.
-#[derive(Debug)]
-pub struct LearnerOutbox {
-    /// Batches to it.
-    pub batches: mpsc::Sender<Result<TrainBatch, Status>>,
-    /// Tells it whether it is accepted, or why not.
-    pub admission: oneshot::Sender<Result<(), String>>,
-}
-
-/// Where the answer to a change goes.
-pub type ChangeReply = oneshot::Sender<Result<ChangeAnswer, ChangeRefusal>>;
-
-/// A trajectory that came with an event.
-#[derive(Debug)]
-pub struct Payload {
-    /// Encoded, as the journal keeps it.
-    pub bytes: Bytes,
-    /// Its room in the intake.
-    pub permit: Permit,
-}
-
-/// What comes into the loop: an event, with the way back where there is one.
-#[derive(Debug)]
-pub enum Input {
-    /// Nothing to keep.
-    Event(Event),
-    /// An actor is alive. Not worth a record.
-    Heartbeat(SessionId, Heartbeat),
-    /// `ActorConnected`, and the way to the actor.
-    Session(SessionId, Event, SessionOutbox),
-    /// `TrajectoryReported` or `TrajectoryInvalid`, and the trajectory.
-    Trajectory(SessionId, Event, Payload),
-    /// `LearnerConnected`, and the way to the learner.
-    Learner(StreamId, Event, LearnerOutbox),
-    /// `StepCompleted`, and where its answer goes.
-    Step(CallId, Event, oneshot::Sender<Result<(), String>>),
-    /// `AdminRequested`, and where its answer goes.
-    Change(CallId, Event, ChangeReply),
-}
-
-/// What a question may look at.
-#[derive(Debug)]
-pub struct View<'a> {
-    /// The state of the run.
-    pub engine: &'a Engine,
-    /// Where trajectories are.
-    pub payloads: &'a Payloads,
-    roster: &'a Roster,
-    now: Duration,
-    blocked: Option<&'a str>,
-}
-
-impl View<'_> {
-    /// The state of the run, for people.
-    #[must_use]
-    pub fn status(&self) -> StatusResponse {
-        self.engine.status(self.now, self.roster, self.blocked)
-    }
-}
-
-/// Something that looks at the run and changes nothing.
-pub type Question = Box<dyn FnOnce(&View<'_>) + Send>;
-
-/// The other ends of what the loop reads.
-#[derive(Debug)]
-pub struct Inboxes {
-    /// Events.
-    pub inputs: mpsc::Receiver<Input>,
-    /// Questions.
-    pub questions: mpsc::Receiver<Question>,
-}
 
 /// Why the loop ended before the run.
 #[derive(Debug, thiserror::Error)]

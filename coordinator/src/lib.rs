@@ -14,6 +14,7 @@ pub mod driver;
 pub mod engine;
 pub mod entry;
 pub mod held;
+pub mod inputs;
 pub mod journal;
 pub mod lookup;
 pub mod metrics;

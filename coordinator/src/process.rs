@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     compaction::{self, Background},
-    driver::{Driver, DriverError, INPUTS_MAX, Inboxes, JournalEnds, OnStop, QUESTIONS_MAX},
+    driver::{Driver, DriverError, JournalEnds, OnStop},
+    inputs::{INPUTS_MAX, Inboxes, QUESTIONS_MAX},
     journal::{self, Reader},
     recovery::{self, RecoveryError},
     rpc::{self, Handle, ServeError},

@@ -62,9 +62,7 @@ impl Person {
     pub(crate) fn on_timer(&mut self, env: &mut Env, timer: Timer) {
         match timer {
             Timer::Ask => self.ask(env),
-            Timer::GiveUp(link)
-                if self.asked.as_ref().is_some_and(|asked| asked.link == link) =>
-            {
+            Timer::GiveUp(link) if self.asked.as_ref().is_some_and(|asked| asked.link == link) => {
                 env.close(link, Side::Client);
                 self.asked = None;
                 self.think(env);

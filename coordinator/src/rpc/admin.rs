@@ -23,8 +23,8 @@ use tonic::{Request, Response, Status};
 
 use super::Handle;
 use crate::{
-    driver::Input,
     engine::{CallId, ChangeAnswer, ChangeRefusal, Event},
+    inputs::Input,
     journal::Reader,
     lookup,
 };

@@ -33,7 +33,7 @@ use tonic::{
 };
 
 use crate::{
-    driver::{Input, Question, View},
+    inputs::{Input, Question, View},
     journal::{Intake, Reader},
 };
 

@@ -19,8 +19,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Handle, flood::Flood};
 use crate::{
-    driver::{Input, Payload, SessionOutbox},
     engine::{Event, Hello, SessionId, summarize},
+    inputs::{Input, Payload, SessionOutbox},
 };
 
 /// Time an actor has to say hello.

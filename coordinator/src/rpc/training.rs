@@ -16,8 +16,8 @@ use tonic::{Request, Response, Status};
 
 use super::Handle;
 use crate::{
-    driver::{Input, LearnerOutbox},
     engine::{CallId, Event, SERVED_AHEAD_MAX, StreamId},
+    inputs::{Input, LearnerOutbox},
 };
 
 #[derive(Debug)]
