@@ -7,7 +7,7 @@ use clap::{Command, Parser};
 /// Heading and commands of each group; every command is in one.
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Run", &["up", "pause", "resume", "stop"]),
-    ("See how it goes", &["status", "watch", "actors", "checkpoints", "plot"]),
+    ("See how it goes", &["status", "watch", "actors", "checkpoints", "plot", "replay"]),
     ("Steer it", &["schedule", "settings", "set", "checkpoint", "evaluate"]),
     ("Look into it", &["trajectories", "trajectory", "quarantine", "lengths", "audit"]),
 ];

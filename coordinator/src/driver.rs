@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
+    driver_error::DriverError,
     engine::{
         Batch, CallId, Command, Engine, Event, SERVED_AHEAD_MAX, SessionEnd, SessionId, StreamId,
         of_actors,
@@ -42,9 +43,9 @@ use crate::{
     journal::{Outcome, Position, Reader, Record, Request, Writer},
     metrics::MetricsWriter,
     payloads::Payloads,
-    rebuild::{self, RebuildError, Rebuilt},
+    rebuild::{self, Rebuilt},
     roster::Roster,
-    run_directory::{RunDirectory, RunDirectoryError},
+    run_directory::RunDirectory,
     serving::{self, Order},
 };
 
@@ -52,29 +53,6 @@ use crate::{
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 /// Records between two snapshots: a start reads no more than about twice as many.
 const SNAPSHOT_RECORDS: u64 = 20_000;
-
-/// Why the loop ended before the run.
-#[derive(Debug, thiserror::Error)]
-pub enum DriverError {
-    /// The journal's thread is gone or its queue is full, which its bounds rule out.
-    #[error("the journal writer does not take records any more; the run cannot go on safely")]
-    Journal,
-    /// The journal cannot be trusted any more.
-    #[error("the journal failed: {0}; start again, what was acknowledged is safe")]
-    JournalFailed(String),
-    /// Somebody else leads the run now.
-    #[error("another coordinator has taken the run over: {0}")]
-    Deposed(String),
-    /// The services ended before the run.
-    #[error("the gRPC services ended before the run; start again")]
-    Services,
-    /// A snapshot cannot be made.
-    #[error(transparent)]
-    Snapshot(#[from] RebuildError),
-    /// The result cannot be written.
-    #[error(transparent)]
-    Directory(#[from] RunDirectoryError),
-}
 
 /// The loop and everything it holds.
 #[derive(Debug)]

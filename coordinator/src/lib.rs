@@ -11,6 +11,7 @@
 pub mod check;
 pub mod compaction;
 pub mod driver;
+pub mod driver_error;
 pub mod engine;
 pub mod entry;
 pub mod held;

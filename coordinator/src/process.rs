@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     compaction::{self, Background},
-    driver::{Driver, DriverError, JournalEnds, OnStop},
+    driver::{Driver, JournalEnds, OnStop},
+    driver_error::DriverError,
     inputs::{INPUTS_MAX, Inboxes, QUESTIONS_MAX},
     journal::{self, Reader},
     recovery::{self, RecoveryError},

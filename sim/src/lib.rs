@@ -8,7 +8,7 @@
 //! Owns: what can go wrong, and what must hold all the same. Does not know: gRPC, threads, real time.
 //! Nothing depends on it.
 //!
-//! One seed is one run: every choice comes from [`dice`], nothing iterates in hash order, nobody asks
+//! One seed is one run: every choice comes from `dice`, nothing iterates in hash order, nobody asks
 //! the time. `README.md` has the command that plays a seed again.
 
 #![forbid(unsafe_code)]

@@ -3,7 +3,7 @@
 //! Owns: how records become bytes, where they lie, that they survive, that a deposed leader appends
 //! nothing. Does not know: what a record means.
 //!
-//! A journal is a row of numbered *segments* ([`format`] has their bytes). In a directory a segment
+//! A journal is a row of numbered *segments* ([`mod@format`] has their bytes). In a directory a segment
 //! is a file that takes many commits, in an object store it is one commit. Two kinds:
 //!
 //! - a **claim** has nothing but a header: with it a leadership begins;
