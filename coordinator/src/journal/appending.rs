@@ -104,9 +104,10 @@ impl Journal {
         // newer snapshot.
         let snapshot = Snapshot::newest(&*storage)?;
         let found = takeover::find(&*storage, start(&snapshot), claim)?;
-        let places = Places::from(start(&snapshot));
+        let first = start(&snapshot);
         let snapshot = snapshot.map(|(_, snapshot)| snapshot);
         let from = snapshot.as_ref().map_or(Position(0), |snapshot| snapshot.position);
+        let places = Places::from(from, first);
         if from > found.next {
             return Err(OpenError::TailMissing { snapshot: from, end: found.next });
         }
